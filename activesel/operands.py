@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user hands to `select`: how much of the scoring has been left undone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+
+class Head(NamedTuple):
+    """Features and the linear classifier still to be applied to them: logits = features @ weight.T + bias.
+
+    The logits are never held all at once, and go from the fp32 accumulator straight into the loss.
+
+    Args:
+        features: [B, D] or [B, T, D], float32, bfloat16 or float16.
+        weight: [C, D], any of those dtypes; may differ from the features'.
+        bias: [C] or None.
+
+    Example:
+        >>> import torch, activesel
+        >>> head = activesel.Head(torch.randn(8, 16), torch.randn(10, 16))
+        >>> activesel.score(online=head, targets=torch.arange(8)).shape
+        torch.Size([8])
+    """
+
+    features: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+class Forward(NamedTuple):
+    """A scorer and its input: the whole forward is left to activesel.
+
+    A scorer with ``forward_features(x) -> [B, D]`` and ``head: nn.Linear`` becomes a `Head`, so that nothing is
+    rounded after the head; the output of any other callable is taken as logits. The forward runs without
+    gradients and in evaluation mode, under the caller's autocast, and leaves training flags, buffers and random
+    states exactly as it found them.
+
+    Args:
+        scorer: module or callable.
+        images: whatever the scorer takes, rows first.
+
+    Example:
+        >>> import torch, activesel
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 10))
+        >>> losses = activesel.score(online=activesel.Forward(net, torch.randn(8, 4, 4)), targets=torch.arange(8))
+        >>> net.training, losses.requires_grad
+        (True, False)
+    """
+
+    scorer: Callable[[Any], Tensor]
+    images: Any
+
+
+Operand: TypeAlias = "Tensor | Head | Forward | None"
+
+
+@contextmanager
+def untouched(*models: Any) -> Iterator[None]:
+    """Run models without gradients in evaluation mode, then put flags, buffers and random states back.
+
+    Flags are set directly, not through ``train()``: a module may have frozen parts of itself, and some
+    override ``train`` with side effects. Evaluation mode leaves ordinary modules' buffers and random states
+    alone; the copies are for those that are not ordinary.
+    """
+    modules = [m for model in models if isinstance(model, nn.Module) for m in model.modules()]
+    flags = [m.training for m in modules]
+    buffers = [(b, b._version, b.clone()) for m in modules for b in m.buffers(recurse=False)]
+    cuda = {b.device for m in modules for b in m.parameters(recurse=False) if b.is_cuda}
+    capturing = bool(cuda) and torch.cuda.is_current_stream_capturing()
+    try:
+        for m in modules:
+            m.training = False
+        with torch.no_grad(), torch.random.fork_rng(devices=[] if capturing else list(cuda)):
+            yield
+    finally:
+        for m, flag in zip(modules, flags, strict=True):
+            m.training = flag
+        with torch.no_grad():
+            for b, version, copy in buffers:
+                if b._version != version:
+                    b.copy_(copy)
+
+
+def forward(
+    scorer: Callable[[Any], Tensor],
+    images: Any,
+) -> Head | Tensor:
+    """Features and head where the scorer offers both, else its output."""
+    with untouched(scorer):
+        head = getattr(scorer, "head", None)
+        features = getattr(scorer, "forward_features", None)
+        if isinstance(head, nn.Linear) and callable(features):
+            return Head(features(images), head.weight, head.bias)
+        return scorer(images)
+
+
+def tensors(
+    operand: Operand,
+    name: str,
+) -> list[Tensor]:
+    """An operand as the ops take it: [], [losses], [logits] or [features, weight, (bias)], without gradients."""
+    if operand is None:
+        return []
+    if isinstance(operand, Forward):
+        operand = forward(operand.scorer, operand.images)
+    parts = operand if isinstance(operand, Head) else (operand,)
+    for part, what in zip(parts, ("features", "weight", "bias"), strict=False):
+        if part is None and what == "bias":
+            continue
+        where = f"{name}.{what}" if isinstance(operand, Head) else name
+        if not isinstance(part, Tensor):
+            raise TypeError(f"{where} must be a Tensor, Head or Forward, got {type(part).__name__}")
+        if part.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise TypeError(f"{where} must be float32, bfloat16 or float16, got {part.dtype}")
+    if isinstance(operand, Head):
+        _check_head(operand, name)
+    elif operand.ndim not in (1, 2, 3):
+        raise ValueError(
+            f"{name} must be losses [B] or logits [B, C] or [B, T, C], got shape {tuple(operand.shape)}"
+        )
+    return [p.detach() for p in parts if p is not None]
+
+
+def _check_head(head: Head, name: str) -> None:
+    features, weight, bias = head
+    if features.ndim not in (2, 3):
+        raise ValueError(
+            f"{name}.features must be [B, D] or [B, T, D], got shape {tuple(features.shape)}"
+        )
+    if weight.ndim != 2 or weight.shape[1] != features.shape[-1]:
+        raise ValueError(
+            f"{name}.weight must be [C, {features.shape[-1]}], got shape {tuple(weight.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"{name}.bias must be [{weight.shape[0]}], got shape {tuple(bias.shape)}"
+        )

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two operators, as torch sees them: schema, shapes, FLOPs, and which backend runs.
+
+Every backend is a module with `score` and `select` of the same signature as in `spec`. Inputs arrive checked
+(`activesel.select` does that); what can only be known from the data comes back as bits in `flags`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from activesel import _native, spec
+
+BACKENDS = ("auto", "torch", "native", "triton", "cuda")
+
+LIB = torch.library.Library("activesel", "DEF")
+LIB.define(
+    "score(Tensor[] online, Tensor[] reference, Tensor? targets, str loss, float label_smoothing,"
+    " int ignore_index, str backend) -> (Tensor scores, Tensor flags)"
+)
+LIB.define(
+    "select(Tensor[] online, Tensor[] reference, Tensor? targets, SymInt k, Tensor seed, Tensor step,"
+    " Tensor temperature, SymInt offset, str loss, float label_smoothing, int ignore_index, str backend)"
+    " -> (Tensor indices, Tensor scores, Tensor keys, Tensor threshold, Tensor flags)"
+)
+
+
+def choose(
+    backend: str,
+    device: torch.device,
+) -> tuple[str, str]:  # name, reason
+    """The backend that runs on a device, and why; `ACTIVESEL_BACKEND` overrides "auto"."""
+    wanted, said = backend, f'backend="{backend}"'
+    if wanted == "auto" and "ACTIVESEL_BACKEND" in os.environ:
+        wanted, said = os.environ["ACTIVESEL_BACKEND"], "ACTIVESEL_BACKEND"
+    if wanted not in BACKENDS:
+        raise ValueError(f"{said} must be one of {', '.join(BACKENDS)}, got {wanted!r}")
+    if wanted == "auto":
+        if device.type != "cpu":
+            return "torch", f"no kernels for {device.type} in this version"
+        if _native.available():
+            return "native", "compiled module present"
+        return "torch", _native.reason()
+    if wanted == "torch":
+        return "torch", said
+    if wanted == "native":
+        if device.type != "cpu":
+            raise RuntimeError(f"{said} runs on the CPU, got tensors on {device}")
+        if not _native.available():
+            raise RuntimeError(f"{said} cannot run: {_native.reason()}")
+        return "native", said
+    raise RuntimeError(f"{said} cannot run: this version has no {wanted} kernels")
+
+
+def _module(backend: str, device: torch.device) -> ModuleType:
+    return _native if choose(backend, device)[0] == "native" else spec
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast would round the head's logits to bf16."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+def _check_flags(flags: Tensor, targets: Tensor | None, temperature: Tensor | None) -> None:
+    """On the CPU looking at the data costs nothing, so bad data is an error there."""
+    if flags.is_cpu and (bits := int(flags)) & (spec.BAD_TARGET | spec.BAD_TEMPERATURE):
+        if bits & spec.BAD_TARGET and targets is not None:
+            raise ValueError(
+                "targets must be classes in [0, C) or ignore_index,"
+                f" got values from {int(targets.min())} to {int(targets.max())}"
+            )
+        if temperature is not None:
+            raise ValueError(f"temperature must be >= 0 with finite 1/T, got {temperature.item()}")
+
+
+def score(
+    online: Sequence[Tensor],
+    reference: Sequence[Tensor],
+    targets: Tensor | None,
+    loss: str,
+    label_smoothing: float,
+    ignore_index: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    device = (online or reference)[0].device
+    with _full_precision(device):
+        out = _module(backend, device).score(
+            online, reference, targets, loss, label_smoothing, ignore_index
+        )
+    _check_flags(out[1], targets, None)
+    return out
+
+
+def select(
+    online: Sequence[Tensor],
+    reference: Sequence[Tensor],
+    targets: Tensor | None,
+    k: int,
+    seed: Tensor,
+    step: Tensor,
+    temperature: Tensor,
+    offset: int,
+    loss: str,
+    label_smoothing: float,
+    ignore_index: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    device = (online or reference)[0].device
+    with _full_precision(device):
+        out = _module(backend, device).select(
+            online, reference, targets, k, seed, step, temperature, offset,
+            loss, label_smoothing, ignore_index,
+        )  # fmt: skip
+    _check_flags(out[4], targets, temperature)
+    return out
+
+
+def _fake_score(online: Any, reference: Any, *_: Any) -> tuple[Tensor, Tensor]:
+    x = (online or reference)[0]
+    return x.new_empty(x.shape[:1], dtype=torch.float32), x.new_empty((), dtype=torch.int32)
+
+
+def _fake_select(online: Any, reference: Any, targets: Any, k: int, *_: Any) -> tuple[Tensor, ...]:
+    scores, flags = _fake_score(online, reference)
+    indices = scores.new_empty((k,), dtype=torch.int64)
+    return indices, scores, torch.empty_like(scores), scores.new_empty(()), flags
+
+
+for _device in ("CPU", "CUDA"):
+    LIB.impl("score", score, _device)
+    LIB.impl("select", select, _device)
+torch.library.register_fake("activesel::score", _fake_score, lib=LIB)
+torch.library.register_fake("activesel::select", _fake_select, lib=LIB)
+
+
+@register_flop_formula([torch.ops.activesel.score, torch.ops.activesel.select])
+def _flops(online: Any, reference: Any, *_: Any, **__: Any) -> int:
+    """2 D C per token and head; torch's own counter leaves pointwise work out, and so do we."""
+    total = 0
+    for shapes in (online, reference):
+        if len(shapes) > 1:
+            *tokens, width = shapes[0]
+            total += 2 * torch.Size(tokens).numel() * width * shapes[1][0]
+    return total

@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`select`, `score` and `sample`: check the arguments, call the operator, wrap the result."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from activesel import ops
+from activesel.operands import Operand, tensors
+
+Loss: TypeAlias = Literal["softmax", "sigmoid"]
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+FLOAT_MAX = torch.finfo(torch.float32).max
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The rows chosen, and everything needed to understand or reweight the choice.
+
+    Attributes:
+        indices: [k] int64, ascending.
+        scores: [B] float32, every row's score.
+        keys: [B] float32, scores / temperature + Gumbel noise.
+        threshold: [] float32, the largest key not chosen; -inf at k = B.
+        temperature: as it was given.
+        flags: [] int32 bits: 1 a score was not finite, 2 fewer than k rows could be chosen (NaN rows fill up),
+            4 a target was out of range (its row scores NaN), 8 a temperature tensor was unusable (taken as 0).
+            The last two are errors on the CPU; elsewhere looking would stall the device.
+        batch_score: [] float32, joint selection only.
+    """
+
+    indices: Tensor
+    scores: Tensor
+    keys: Tensor
+    threshold: Tensor
+    temperature: float | Tensor
+    flags: Tensor
+    batch_score: Tensor | None = None
+
+    def take(self, batch: Any) -> Any:
+        """The chosen rows of a batch of any structure.
+
+        Tensors, arrays and lists whose first dimension is B are indexed, containers (dict, tuple, named tuple,
+        list, mapping) are rebuilt with their own type, anything else passes through. A list of length B is
+        taken as a container if it holds tensors of B rows, which decides the case of two tensors at B = 2.
+        Indexing lists and arrays waits for the device; indexing tensors does not.
+
+        Example:
+            >>> import torch, activesel
+            >>> picked = activesel.sample(torch.tensor([0.0, 9.0, 9.0]), 2, temperature=0)
+            >>> picked.take({"x": torch.arange(3), "name": ["a", "b", "c"], "epoch": 7})
+            {'x': tensor([1, 2]), 'name': ['b', 'c'], 'epoch': 7}
+        """
+        return _take(batch, self.indices, self.scores.shape[0])
+
+    def log_inclusion(self) -> Tensor:  # [k] float32
+        """Log-probability of each chosen row to be chosen, given the threshold set by the others.
+
+        log(-expm1(-exp(s / T - threshold))), in [-inf, 0] (Kool et al., ICML 2019). Raises ValueError at T = 0 and
+        for joint selection, where it is not defined.
+
+        Example:
+            >>> import torch, activesel
+            >>> activesel.sample(torch.zeros(4), 4, seed=0).log_inclusion()
+            tensor([0., 0., 0., 0.])
+        """
+        if self.batch_score is not None:
+            raise ValueError("inclusion probabilities are not defined for joint selection")
+        temperature = self.temperature
+        if not isinstance(temperature, Tensor):
+            if temperature == 0:
+                raise ValueError("temperature must be > 0 for inclusion probabilities, got 0")
+            temperature = torch.full_like(self.threshold, temperature)
+        elif temperature.is_cpu and temperature.item() == 0:
+            raise ValueError("temperature must be > 0 for inclusion probabilities, got 0")
+        scaled = self.scores[self.indices] * (1.0 / temperature.float())
+        scaled = torch.where(temperature.isinf(), 0.0, scaled)
+        return torch.log(-torch.expm1(-torch.exp(scaled - self.threshold)))
+
+    def weights(self) -> Tensor:  # [k] float32
+        """Weights that make sum(w * loss) over the chosen rows unbiased for the super-batch mean.
+
+        w = 1 / (B * inclusion) (Horvitz and Thompson 1952; Kool et al., ICML 2019); 0 for NaN rows that filled up.
+        Raises ValueError at T = 0 and for joint selection.
+
+        Example:
+            >>> import torch, activesel
+            >>> activesel.sample(torch.zeros(4), 4, seed=0).weights()
+            tensor([0.2500, 0.2500, 0.2500, 0.2500])
+        """
+        w = torch.exp(-self.log_inclusion()) / self.scores.shape[0]
+        return torch.where(self.scores[self.indices].isnan(), 0.0, w)
+
+
+def select(
+    *,
+    online: Operand = None,
+    reference: Operand = None,
+    targets: Tensor | None = None,  # [B] | [B, T] int, [B, C] | [B, T, C] float
+    k: int,
+    loss: Loss = "softmax",
+    temperature: float | Tensor = 1.0,
+    seed: int | Tensor | None = None,
+    step: int | Tensor = 0,
+    offset: int = 0,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    backend: str = "auto",
+) -> Selection:
+    """Choose k of B rows without replacement, with probability softmax(score / temperature).
+
+    score = loss(online) - loss(reference) in fp32, key = score / temperature + Gumbel(seed, step, offset + row),
+    and the k largest keys are kept: the higher key first, then the lower row; +inf before finite before -inf,
+    NaN only when nothing else is left. The same fp32 scores, seed, step and offset give the same rows on every
+    backend, bit for bit.
+
+    Args:
+        online: per-row losses [B], logits [B, C] or [B, T, C], `Head` or `Forward`; None selects easy rows.
+        reference: likewise, of any of these kinds; None selects hard rows.
+        targets: needed for anything but losses. Integers are classes; floats are distributions (softmax) or
+            multi-hot (sigmoid). With [B, T, ...] a row's loss is the mean over targets that are not
+            ``ignore_index``, NaN when all are.
+        k: rows to keep, in [0, B].
+        loss: "softmax" cross-entropy, or "sigmoid" binary cross-entropy summed over classes.
+        temperature: >= 0. 0 keeps the k highest scores, inf draws uniformly. A [1] float32 tensor on the inputs'
+            device can change without recompiling or waiting.
+        seed: 64-bit int or [1] int64 tensor. None draws one from torch's default CPU generator.
+        step: training step, int in [0, 2^32) or [1] int64 tensor; a new step is new noise.
+        offset: global position of row 0, for shards of a larger super-batch.
+        label_smoothing: in [0, 1].
+        ignore_index: class that is left out.
+        backend: "auto", "torch", "native", "triton" or "cuda".
+
+    Returns:
+        `Selection`, on the inputs' device; no gradients, no host synchronisation, static shapes.
+
+    Raises:
+        ValueError: shape or range. TypeError: dtype or kind. RuntimeError: device or backend.
+
+    Source: Evans et al. 2023 (arXiv:2312.05328); Kool et al. 2019 (Gumbel-top-k).
+
+    Example:
+        >>> import torch, activesel
+        >>> online, reference = torch.randn(8, 10), torch.randn(8, 10)
+        >>> picked = activesel.select(online=online, reference=reference, targets=torch.arange(8), k=2, seed=0)
+        >>> picked.indices.shape, picked.scores.shape
+        (torch.Size([2]), torch.Size([8]))
+    """
+    on, ref, rows = _operands(online, reference, targets, loss, label_smoothing)
+    device = (on or ref)[0].device
+    if not isinstance(k, (int, torch.SymInt)) or isinstance(k, bool):
+        raise TypeError(f"k must be an int, got {type(k).__name__}")
+    if not 0 <= k <= rows:
+        raise ValueError(f"k must be in [0, {rows}], got {k}")
+    if offset < 0:
+        raise ValueError(f"offset must be >= 0, got {offset}")
+    out = torch.ops.activesel.select(
+        on, ref, targets, k, _seed(seed, device), _step(step, device), _temperature(temperature, device),
+        offset, loss, label_smoothing, ignore_index, backend,
+    )  # fmt: skip
+    indices, scores, keys, threshold, flags = out
+    return Selection(indices, scores, keys, threshold, temperature, flags)
+
+
+def score(
+    *,
+    online: Operand = None,
+    reference: Operand = None,
+    targets: Tensor | None = None,
+    loss: Loss = "softmax",
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    backend: str = "auto",
+) -> Tensor:  # [B] float32
+    """Score of every row: loss(online) - loss(reference), a missing side counting as zero.
+
+    hard = l_online, easy = -l_reference, learnability = l_online - l_reference. Arguments and errors are those of
+    `select`.
+
+    Example:
+        >>> import torch, activesel
+        >>> activesel.score(online=torch.tensor([2.0, 3.0]), reference=torch.tensor([0.5, 4.0]))
+        tensor([ 1.5000, -1.0000])
+    """
+    on, ref, _ = _operands(online, reference, targets, loss, label_smoothing)
+    return torch.ops.activesel.score(
+        on, ref, targets, loss, label_smoothing, ignore_index, backend
+    )[0]
+
+
+def sample(
+    scores: Tensor,  # [B] float
+    k: int,
+    temperature: float | Tensor = 1.0,
+    seed: int | Tensor | None = None,
+    step: int | Tensor = 0,
+    offset: int = 0,
+    backend: str = "auto",
+) -> Selection:
+    """Draw k of B rows without replacement, with probability softmax(scores / temperature).
+
+    The same draw as ``torch.multinomial(softmax(scores / T), k, replacement=False)`` (successive sampling, or
+    Plackett-Luce), with counter-based noise, any B, and no host synchronisation. Arguments and errors are those
+    of `select`.
+
+    Example:
+        >>> import torch, activesel
+        >>> activesel.sample(torch.tensor([0.0, 5.0, 1.0, 4.0]), 2, temperature=0).indices
+        tensor([1, 3])
+    """
+    if not isinstance(scores, Tensor):
+        raise TypeError(f"scores must be a Tensor, got {type(scores).__name__}")
+    if scores.ndim != 1:
+        raise ValueError(f"scores must be [B], got shape {tuple(scores.shape)}")
+    return select(
+        online=scores, k=k, temperature=temperature, seed=seed, step=step, offset=offset, backend=backend
+    )
+
+
+# ------------------------------------------------------------------------------------------ arguments
+
+
+def _operands(
+    online: Operand,
+    reference: Operand,
+    targets: Tensor | None,
+    loss: str,
+    label_smoothing: float,
+) -> tuple[list[Tensor], list[Tensor], int]:
+    """Both operands as tensors and their number of rows, after checking them against each other."""
+    if loss not in ("softmax", "sigmoid"):
+        raise ValueError(f'loss must be "softmax" or "sigmoid", got {loss!r}')
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+    on, ref = tensors(online, "online"), tensors(reference, "reference")
+    if not on and not ref:
+        raise ValueError("online or reference must be given, got None for both")
+    first = (on or ref)[0]
+    for side, name in ((on, "online"), (ref, "reference")):
+        if side and side[0].shape[0] != first.shape[0]:
+            raise ValueError(f"{name} must have {first.shape[0]} rows, got {side[0].shape[0]}")
+        for t in side:
+            _check_device(t, name, first.device)
+    unreduced = [(s, n) for s, n in ((on, "online"), (ref, "reference")) if s and s[0].ndim > 1]
+    if not unreduced:
+        if targets is not None:
+            raise ValueError("targets must be None when only losses are given, got a tensor")
+    else:
+        if targets is None:
+            raise ValueError(f"targets must be given for {unreduced[0][1]}, got None")
+        _check_targets(targets, unreduced, first.device)
+    return on, ref, first.shape[0]
+
+
+def _check_targets(
+    targets: Tensor, sides: list[tuple[list[Tensor], str]], device: torch.device
+) -> None:
+    if not isinstance(targets, Tensor):
+        raise TypeError(f"targets must be a Tensor, got {type(targets).__name__}")
+    if targets.dtype not in FLOATS + INTEGERS:
+        raise TypeError(f"targets must be integers or floats, got {targets.dtype}")
+    _check_device(targets, "targets", device)
+    for side, name in sides:
+        shape = [*side[0].shape[:-1], side[1].shape[0] if len(side) > 1 else side[0].shape[-1]]
+        if shape[-1] == 0:
+            raise ValueError(f"{name} must have at least one class, got shape {shape}")
+        expected = shape if targets.is_floating_point() else shape[:-1]
+        if list(targets.shape) != expected:
+            raise ValueError(
+                f"targets must be {expected} for {name}, got shape {list(targets.shape)}"
+            )
+    classes = {s[1].shape[0] if len(s) > 1 else s[0].shape[-1] for s, _ in sides}
+    if len(classes) > 1:
+        raise ValueError(f"online and reference must have the same classes, got {sorted(classes)}")
+
+
+def _check_device(t: Tensor, name: str, device: torch.device) -> None:
+    if t.device != device:
+        raise RuntimeError(f"{name} must be on {device}, got {t.device}")
+
+
+def _one(t: Tensor, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if t.numel() != 1:
+        raise ValueError(f"{name} must have one element, got shape {tuple(t.shape)}")
+    if t.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype}, got {t.dtype}")
+    _check_device(t, name, device)
+    return t.reshape(1)
+
+
+def _seed(seed: int | Tensor | None, device: torch.device) -> Tensor:  # [1] int64
+    if isinstance(seed, Tensor):
+        return _one(seed, "seed", torch.int64, device)
+    if seed is None:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("seed must be given during CUDA graph capture, got None")
+        drawn = torch.randint(-(1 << 63), (1 << 63) - 1, (1,))
+        return drawn.to(device, non_blocking=True)
+    if not -(1 << 63) <= seed < 1 << 64:
+        raise ValueError(f"seed must fit in 64 bits, got {seed}")
+    return torch.full((1,), seed - (1 << 64) if seed >= 1 << 63 else seed, device=device)
+
+
+def _step(step: int | Tensor, device: torch.device) -> Tensor:  # [1] int64
+    if isinstance(step, Tensor):
+        return _one(step, "step", torch.int64, device)
+    if not 0 <= step < 1 << 32:
+        raise ValueError(f"step must be in [0, 2^32), got {step}")
+    return torch.full((1,), step, device=device)
+
+
+def _temperature(temperature: float | Tensor, device: torch.device) -> Tensor:  # [1] float32
+    if isinstance(temperature, Tensor):
+        return _one(temperature, "temperature", torch.float32, device)
+    if not temperature >= 0:
+        raise ValueError(f"temperature must be >= 0, got {temperature}")
+    if 0 < temperature * FLOAT_MAX < 1:
+        raise ValueError(f"temperature must be 0 or have a finite 1/T in float32, got {temperature}")
+    return torch.full((1,), min(temperature, math.inf), dtype=torch.float32, device=device)
+
+
+# ----------------------------------------------------------------------------------------------- take
+
+
+def _take(batch: Any, indices: Tensor, rows: int) -> Any:
+    def has_rows(leaf: Any) -> bool:
+        return isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim > 0 and leaf.shape[0] == rows
+
+    if isinstance(batch, Tensor):
+        return batch.index_select(0, indices.to(batch.device)) if has_rows(batch) else batch
+    if isinstance(batch, np.ndarray):
+        return batch[indices.cpu().numpy()] if has_rows(batch) else batch
+    if isinstance(batch, list) and len(batch) == rows and not any(map(has_rows, batch)):
+        return [batch[i] for i in indices.tolist()]
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_take(v, indices, rows) for v in batch))
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(_take(v, indices, rows) for v in batch)
+    if isinstance(batch, Mapping):
+        taken = {name: _take(v, indices, rows) for name, v in batch.items()}
+        if type(batch) is dict:
+            return taken
+        out: Any = copy.copy(batch)  # keeps the type and whatever else it carries
+        out.update(taken)
+        return out
+    return batch
