@@ -57,6 +57,8 @@ class Forward(NamedTuple):
     images: Any
 
 
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
 Operand: TypeAlias = "Tensor | Head | Forward | None"
 
 
@@ -109,26 +111,27 @@ def tensors(
         return []
     if isinstance(operand, Forward):
         operand = forward(operand.scorer, operand.images)
-    parts = operand if isinstance(operand, Head) else (operand,)
-    for part, what in zip(parts, ("features", "weight", "bias"), strict=False):
-        if part is None and what == "bias":
-            continue
-        where = f"{name}.{what}" if isinstance(operand, Head) else name
-        if not isinstance(part, Tensor):
-            raise TypeError(f"{where} must be a Tensor, Head or Forward, got {type(part).__name__}")
-        if part.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            raise TypeError(f"{where} must be float32, bfloat16 or float16, got {part.dtype}")
     if isinstance(operand, Head):
-        _check_head(operand, name)
-    elif operand.ndim not in (1, 2, 3):
+        return _head_tensors(operand, name)
+    operand = _scored(operand, name)
+    if operand.ndim not in (1, 2, 3):
         raise ValueError(
             f"{name} must be losses [B] or logits [B, C] or [B, T, C], got shape {tuple(operand.shape)}"
         )
-    return [p.detach() for p in parts if p is not None]
+    return [operand]
 
 
-def _check_head(head: Head, name: str) -> None:
-    features, weight, bias = head
+def _scored(t: Tensor, name: str) -> Tensor:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a Tensor, got {type(t).__name__}")
+    if t.dtype not in FLOATS:
+        raise TypeError(f"{name} must be float32, bfloat16 or float16, got {t.dtype}")
+    return t.detach() if t.requires_grad else t
+
+
+def _head_tensors(head: Head, name: str) -> list[Tensor]:
+    features = _scored(head.features, f"{name}.features")
+    weight = _scored(head.weight, f"{name}.weight")
     if features.ndim not in (2, 3):
         raise ValueError(
             f"{name}.features must be [B, D] or [B, T, D], got shape {tuple(features.shape)}"
@@ -137,7 +140,9 @@ def _check_head(head: Head, name: str) -> None:
         raise ValueError(
             f"{name}.weight must be [C, {features.shape[-1]}], got shape {tuple(weight.shape)}"
         )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"{name}.bias must be [{weight.shape[0]}], got shape {tuple(bias.shape)}"
-        )
+    if head.bias is None:
+        return [features, weight]
+    bias = _scored(head.bias, f"{name}.bias")
+    if bias.shape != weight.shape[:1]:
+        raise ValueError(f"{name}.bias must be [{weight.shape[0]}], got shape {tuple(bias.shape)}")
+    return [features, weight, bias]

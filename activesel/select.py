@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from activesel import ops
-from activesel.operands import Operand, tensors
+from activesel.operands import FLOATS, Operand, tensors
 
 Loss: TypeAlias = Literal["softmax", "sigmoid"]
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 FLOAT_MAX = torch.finfo(torch.float32).max
 
@@ -163,7 +162,8 @@ def select(
         raise ValueError(f"k must be in [0, {rows}], got {k}")
     if offset < 0:
         raise ValueError(f"offset must be >= 0, got {offset}")
-    out = torch.ops.activesel.select(
+    run = torch.ops.activesel.select if ops.opaque((on or ref)[0]) else ops.select
+    out = run(
         on, ref, targets, k, _seed(seed, device), _step(step, device), _temperature(temperature, device),
         offset, loss, label_smoothing, ignore_index, backend,
     )  # fmt: skip
@@ -192,9 +192,8 @@ def score(
         tensor([ 1.5000, -1.0000])
     """
     on, ref, _ = _operands(online, reference, targets, loss, label_smoothing)
-    return torch.ops.activesel.score(
-        on, ref, targets, loss, label_smoothing, ignore_index, backend
-    )[0]
+    run = torch.ops.activesel.score if ops.opaque((on or ref)[0]) else ops.score
+    return run(on, ref, targets, loss, label_smoothing, ignore_index, backend)[0]
 
 
 def sample(
@@ -222,7 +221,13 @@ def sample(
     if scores.ndim != 1:
         raise ValueError(f"scores must be [B], got shape {tuple(scores.shape)}")
     return select(
-        online=scores, k=k, temperature=temperature, seed=seed, step=step, offset=offset, backend=backend
+        online=scores,
+        k=k,
+        temperature=temperature,
+        seed=seed,
+        step=step,
+        offset=offset,
+        backend=backend,
     )
 
 
@@ -324,7 +329,9 @@ def _temperature(temperature: float | Tensor, device: torch.device) -> Tensor:  
     if not temperature >= 0:
         raise ValueError(f"temperature must be >= 0, got {temperature}")
     if 0 < temperature * FLOAT_MAX < 1:
-        raise ValueError(f"temperature must be 0 or have a finite 1/T in float32, got {temperature}")
+        raise ValueError(
+            f"temperature must be 0 or have a finite 1/T in float32, got {temperature}"
+        )
     return torch.full((1,), min(temperature, math.inf), dtype=torch.float32, device=device)
 
 

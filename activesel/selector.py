@@ -88,7 +88,9 @@ class Selector:
     ) -> None:
         if method not in NEEDS:
             raise ValueError(f"method must be one of {', '.join(NEEDS)}, got {method!r}")
-        for model, name, needed in zip((online, reference), ("online", "reference"), NEEDS[method], strict=True):
+        for model, name, needed in zip(
+            (online, reference), ("online", "reference"), NEEDS[method], strict=True
+        ):
             if needed and model is None:
                 raise ValueError(f'{name} must be given for method "{method}", got None')
         if keep < 1:
@@ -99,7 +101,9 @@ class Selector:
             raise ValueError("train_reference needs reference and reference_optimizer, got None")
         if method == "rho_loss":
             if optimizer is not None:
-                raise ValueError('optimizer must be None for "rho_loss": the learner\'s own loop trains it')
+                raise ValueError(
+                    'optimizer must be None for "rho_loss": the learner\'s own loop trains it'
+                )
             if not isinstance(temperature, Tensor) and temperature not in (0.0, 1.0):
                 raise ValueError(f'temperature is 0 for "rho_loss", got {temperature}')
             temperature = 0.0
@@ -146,7 +150,9 @@ class Selector:
             self._train(self.online, self.optimizer, batch)
         if self.train_reference:
             if self._super_batch is None:
-                raise RuntimeError("update with train_reference must follow a call on a super-batch")
+                raise RuntimeError(
+                    "update with train_reference must follow a call on a super-batch"
+                )
             self._train(self.reference, self.reference_optimizer, self._super_batch)
             self._super_batch = None
 
@@ -179,7 +185,10 @@ class Selector:
     def state_dict(self) -> dict[str, Any]:
         """Seed, step, counters and the scorers (and their optimizers) that `update` trains; never the learner."""
         state: dict[str, Any] = {"version": 1, "seed": self.seed, "step": self.step}
-        state |= {"examples_scored": self.examples_scored, "examples_trained": self.examples_trained}
+        state |= {
+            "examples_scored": self.examples_scored,
+            "examples_trained": self.examples_trained,
+        }
         for name, part in self._owned().items():
             state[name] = part.state_dict()
         return state
@@ -265,7 +274,9 @@ class Selector:
         if self.id_key is None:
             return batch, None
         if not isinstance(batch, Mapping) or self.id_key not in batch:
-            raise ValueError(f"batch must be a dict with id_key {self.id_key!r}, got {type(batch).__name__}")
+            raise ValueError(
+                f"batch must be a dict with id_key {self.id_key!r}, got {type(batch).__name__}"
+            )
         batch = copy.copy(batch)
         return batch, batch.pop(self.id_key)  # type: ignore[attr-defined]
 

@@ -91,7 +91,9 @@ def gumbel(
     near = r < NEAR_ONE
     u = (r.float() + 0.5) * 2.0**-32
     f, k = _split(((MASK32 - r).float() + 0.5) * 2.0**-32)
-    e = 0.0 - _log1p(torch.where(near, -u, f), torch.where(near, 0.0, k))  # exponential variate, > 0
+    e = 0.0 - _log1p(
+        torch.where(near, -u, f), torch.where(near, 0.0, k)
+    )  # exponential variate, > 0
     return 0.0 - _log1p(*_split(e))
 
 
@@ -152,7 +154,9 @@ def row_mean(
 
 
 def row_loss(
-    operand: Sequence[Tensor],  # [loss [B]] | [logits [B, (T,) C]] | [features [B, (T,) D], weight, (bias)]
+    operand: Sequence[
+        Tensor
+    ],  # [loss [B]] | [logits [B, (T,) C]] | [features [B, (T,) D], weight, (bias)]
     targets: Tensor | None,  # [B, (T,)] int | [B, (T,) C] float
     loss: str,
     label_smoothing: float,
@@ -165,7 +169,11 @@ def row_loss(
     assert targets is not None  # `select` has checked it
     rows = x.shape[0]
     x = x.reshape(-1, x.shape[-1])
-    targets = targets.reshape(-1, targets.shape[-1]) if targets.is_floating_point() else targets.reshape(-1)
+    targets = (
+        targets.reshape(-1, targets.shape[-1])
+        if targets.is_floating_point()
+        else targets.reshape(-1)
+    )
     if len(operand) == 1:
         out, counts, bad = token_loss(x, targets, loss, label_smoothing, ignore_index)
         return row_mean(out, counts, rows), bad.any()
@@ -192,7 +200,9 @@ def score(
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:  # [B] float32, [] int32 flags
     """Score s = l_online - l_reference in fp32; a missing side counts as zero."""
-    sides = [row_loss(o, targets, loss, label_smoothing, ignore_index) for o in (online, reference) if o]
+    sides = [
+        row_loss(o, targets, loss, label_smoothing, ignore_index) for o in (online, reference) if o
+    ]
     if online and reference:
         s = sides[0][0] - sides[1][0]
     else:
@@ -214,7 +224,9 @@ def key(
     inverse = 1.0 / temperature
     bad = ~(temperature >= 0) | (inverse.isinf() & (temperature != 0))
     finite = scores.isfinite()
-    scaled = (torch.where(finite, scores, 0.0) * inverse).clamp(-FLOAT_MAX, FLOAT_MAX) + gumbel_noise
+    scaled = (torch.where(finite, scores, 0.0) * inverse).clamp(
+        -FLOAT_MAX, FLOAT_MAX
+    ) + gumbel_noise
     keys = torch.where(finite, scaled, scores)
     keys = torch.where(temperature.isinf() & ~scores.isnan(), gumbel_noise, keys)
     return torch.where(bad | (temperature == 0), scores, keys), (bad.any() * BAD_TEMPERATURE).int()
@@ -235,7 +247,9 @@ def order(
 def topk(
     keys: Tensor,  # [B] float32
     k: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # indices [k] int64 ascending, threshold [] float32, flags [] int32
+) -> tuple[
+    Tensor, Tensor, Tensor
+]:  # indices [k] int64 ascending, threshold [] float32, flags [] int32
     """The k first rows in `order`, and the largest key left out (-inf when nothing eligible is left out)."""
     first = order(keys).topk(min(k + 1, keys.shape[0])).values
     rows = MASK32 - (first & MASK32)
