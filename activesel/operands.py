@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Head(NamedTuple):
-    """Features and the linear classifier still to be applied to them: logits = features @ weight.T + bias.
+    """Features and the classifier still to be applied: logits = features @ weight.T + bias.
 
     The logits are never held all at once, and go from the fp32 accumulator straight into the loss.
 
@@ -36,10 +36,10 @@ class Head(NamedTuple):
 class Forward(NamedTuple):
     """A scorer and its input: the whole forward is left to activesel.
 
-    A scorer with ``forward_features(x) -> [B, D]`` and ``head: nn.Linear`` becomes a `Head`, so that nothing is
-    rounded after the head; the output of any other callable is taken as logits. The forward runs without
-    gradients and in evaluation mode, under the caller's autocast, and leaves training flags, buffers and random
-    states exactly as it found them.
+    A scorer with ``forward_features(x) -> [B, D]`` and ``head: nn.Linear`` becomes a `Head`, so
+    that nothing is rounded after the head; the output of any other callable is taken as logits. The
+    forward runs without gradients and in evaluation mode, under the caller's autocast, and leaves
+    training flags, buffers and random states exactly as it found them.
 
     Args:
         scorer: module or callable.
@@ -48,7 +48,8 @@ class Forward(NamedTuple):
     Example:
         >>> import torch, activesel
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 10))
-        >>> losses = activesel.score(online=activesel.Forward(net, torch.randn(8, 4, 4)), targets=torch.arange(8))
+        >>> scorer = activesel.Forward(net, torch.randn(8, 4, 4))
+        >>> losses = activesel.score(online=scorer, targets=torch.arange(8))
         >>> net.training, losses.requires_grad
         (True, False)
     """
@@ -64,11 +65,11 @@ Operand: TypeAlias = "Tensor | Head | Forward | None"
 
 @contextmanager
 def untouched(*models: Any) -> Iterator[None]:
-    """Run models without gradients in evaluation mode, then put flags, buffers and random states back.
+    """Run models without gradients in evaluation mode; then flags, buffers and RNG are as before.
 
-    Flags are set directly, not through ``train()``: a module may have frozen parts of itself, and some
-    override ``train`` with side effects. Evaluation mode leaves ordinary modules' buffers and random states
-    alone; the copies are for those that are not ordinary.
+    Flags are set directly, not through ``train()``: a module may have frozen parts of itself, and
+    some override ``train`` with side effects. Evaluation mode leaves ordinary modules' buffers and
+    random states alone; the copies are for those that are not ordinary.
     """
     modules = [m for model in models if isinstance(model, nn.Module) for m in model.modules()]
     flags = [m.training for m in modules]
@@ -106,7 +107,7 @@ def tensors(
     operand: Operand,
     name: str,
 ) -> list[Tensor]:
-    """An operand as the ops take it: [], [losses], [logits] or [features, weight, (bias)], without gradients."""
+    """An operand as the ops take it: [], [losses], [logits] or [features, weight, (bias)]."""
     if operand is None:
         return []
     if isinstance(operand, Forward):
@@ -116,7 +117,8 @@ def tensors(
     operand = _scored(operand, name)
     if operand.ndim not in (1, 2, 3):
         raise ValueError(
-            f"{name} must be losses [B] or logits [B, C] or [B, T, C], got shape {tuple(operand.shape)}"
+            f"{name} must be losses [B] or logits [B, C] or [B, T, C],"
+            f" got shape {tuple(operand.shape)}"
         )
     return [operand]
 

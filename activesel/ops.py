@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two operators, as torch sees them: schema, shapes, FLOPs, and which backend runs.
 
-Every backend is a module with `score` and `select` of the same signature as in `spec`. Inputs arrive checked
-(`activesel.select` does that); what can only be known from the data comes back as bits in `flags`.
+Every backend is a module with `score` and `select` of the same signature as in `spec`. Inputs
+arrive checked (`activesel.select` does that); what can only be known from the data comes back as
+bits in `flags`.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ LIB.define(
     " int ignore_index, str backend) -> (Tensor scores, Tensor flags)"
 )
 LIB.define(
-    "select(Tensor[] online, Tensor[] reference, Tensor? targets, SymInt k, Tensor seed, Tensor step,"
-    " Tensor temperature, SymInt offset, str loss, float label_smoothing, int ignore_index, str backend)"
+    "select(Tensor[] online, Tensor[] reference, Tensor? targets, SymInt k, Tensor seed,"
+    " Tensor step, Tensor temperature, SymInt offset, str loss, float label_smoothing,"
+    " int ignore_index, str backend)"
     " -> (Tensor indices, Tensor scores, Tensor keys, Tensor threshold, Tensor flags)"
 )
 
@@ -75,9 +77,9 @@ def _full_precision(
 
 
 def opaque(x: Tensor) -> bool:
-    """Whether a call has to go through torch's dispatcher: while tracing, counting or with tensor subclasses.
+    """Whether torch has to see a call: while it traces or counts, or for tensor subclasses.
 
-    A plain eager call does not need it, and saves the 4 us that it takes.
+    A plain eager call skips the dispatcher, which takes 4 us.
     """
     return (
         torch.compiler.is_compiling()

@@ -31,9 +31,10 @@ class Selection:
         keys: [B] float32, scores / temperature + Gumbel noise.
         threshold: [] float32, the largest key not chosen; -inf at k = B.
         temperature: as it was given.
-        flags: [] int32 bits: 1 a score was not finite, 2 fewer than k rows could be chosen (NaN rows fill up),
-            4 a target was out of range (its row scores NaN), 8 a temperature tensor was unusable (taken as 0).
-            The last two are errors on the CPU; elsewhere looking would stall the device.
+        flags: [] int32 bits: 1 a score was not finite, 2 fewer than k rows could be chosen (NaN
+            rows fill up), 4 a target was out of range (its row scores NaN), 8 a temperature tensor
+            was unusable (taken as 0). The last two are errors on the CPU; elsewhere looking would
+            stall the device.
         batch_score: [] float32, joint selection only.
     """
 
@@ -48,10 +49,11 @@ class Selection:
     def take(self, batch: Any) -> Any:
         """The chosen rows of a batch of any structure.
 
-        Tensors, arrays and lists whose first dimension is B are indexed, containers (dict, tuple, named tuple,
-        list, mapping) are rebuilt with their own type, anything else passes through. A list of length B is
-        taken as a container if it holds tensors of B rows, which decides the case of two tensors at B = 2.
-        Indexing lists and arrays waits for the device; indexing tensors does not.
+        Tensors, arrays and lists whose first dimension is B are indexed, containers (dict, tuple,
+        named tuple, list, mapping) are rebuilt with their own type, anything else passes through. A
+        list of length B is taken as a container if it holds tensors of B rows, which decides the
+        case of two tensors at B = 2. Indexing lists and arrays waits for the device; indexing
+        tensors does not.
 
         Example:
             >>> import torch, activesel
@@ -64,8 +66,8 @@ class Selection:
     def log_inclusion(self) -> Tensor:  # [k] float32
         """Log-probability of each chosen row to be chosen, given the threshold set by the others.
 
-        log(-expm1(-exp(s / T - threshold))), in [-inf, 0] (Kool et al., ICML 2019). Raises ValueError at T = 0 and
-        for joint selection, where it is not defined.
+        log(-expm1(-exp(s / T - threshold))), in [-inf, 0] (Kool et al., ICML 2019). Raises
+        ValueError at T = 0 and for joint selection, where it is not defined.
 
         Example:
             >>> import torch, activesel
@@ -88,8 +90,8 @@ class Selection:
     def weights(self) -> Tensor:  # [k] float32
         """Weights that make sum(w * loss) over the chosen rows unbiased for the super-batch mean.
 
-        w = 1 / (B * inclusion) (Horvitz and Thompson 1952; Kool et al., ICML 2019); 0 for NaN rows that filled up.
-        Raises ValueError at T = 0 and for joint selection.
+        w = 1 / (B * inclusion) (Horvitz and Thompson 1952; Kool et al., ICML 2019); 0 for NaN rows
+        that filled up. Raises ValueError at T = 0 and for joint selection.
 
         Example:
             >>> import torch, activesel
@@ -117,21 +119,22 @@ def select(
 ) -> Selection:
     """Choose k of B rows without replacement, with probability softmax(score / temperature).
 
-    score = loss(online) - loss(reference) in fp32, key = score / temperature + Gumbel(seed, step, offset + row),
-    and the k largest keys are kept: the higher key first, then the lower row; +inf before finite before -inf,
-    NaN only when nothing else is left. The same fp32 scores, seed, step and offset give the same rows on every
-    backend, bit for bit.
+    score = loss(online) - loss(reference) in fp32; key = score / temperature + Gumbel noise of
+    (seed, step, offset + row); the k largest keys are kept. Order: the higher key, then the lower
+    row; +inf before finite before -inf, NaN only when nothing else is left. The same fp32 scores,
+    seed, step and offset give the same rows on every backend, bit for bit.
 
     Args:
-        online: per-row losses [B], logits [B, C] or [B, T, C], `Head` or `Forward`; None selects easy rows.
+        online: per-row losses [B], logits [B, C] or [B, T, C], `Head` or `Forward`; None selects
+            easy rows.
         reference: likewise, of any of these kinds; None selects hard rows.
-        targets: needed for anything but losses. Integers are classes; floats are distributions (softmax) or
-            multi-hot (sigmoid). With [B, T, ...] a row's loss is the mean over targets that are not
-            ``ignore_index``, NaN when all are.
+        targets: needed for anything but losses. Integers are classes; floats are distributions
+            (softmax) or multi-hot (sigmoid). With [B, T, ...] a row's loss is the mean over targets
+            that are not ``ignore_index``, NaN when all are.
         k: rows to keep, in [0, B].
         loss: "softmax" cross-entropy, or "sigmoid" binary cross-entropy summed over classes.
-        temperature: >= 0. 0 keeps the k highest scores, inf draws uniformly. A [1] float32 tensor on the inputs'
-            device can change without recompiling or waiting.
+        temperature: >= 0. 0 keeps the k highest scores, inf draws uniformly. A [1] float32 tensor
+            on the inputs' device can change without recompiling or waiting.
         seed: 64-bit int or [1] int64 tensor. None draws one from torch's default CPU generator.
         step: training step, int in [0, 2^32) or [1] int64 tensor; a new step is new noise.
         offset: global position of row 0, for shards of a larger super-batch.
@@ -150,7 +153,9 @@ def select(
     Example:
         >>> import torch, activesel
         >>> online, reference = torch.randn(8, 10), torch.randn(8, 10)
-        >>> picked = activesel.select(online=online, reference=reference, targets=torch.arange(8), k=2, seed=0)
+        >>> picked = activesel.select(
+        ...     online=online, reference=reference, targets=torch.arange(8), k=2, seed=0
+        ... )
         >>> picked.indices.shape, picked.scores.shape
         (torch.Size([2]), torch.Size([8]))
     """
@@ -164,8 +169,9 @@ def select(
         raise ValueError(f"offset must be >= 0, got {offset}")
     run = torch.ops.activesel.select if ops.opaque((on or ref)[0]) else ops.select
     out = run(
-        on, ref, targets, k, _seed(seed, device), _step(step, device), _temperature(temperature, device),
-        offset, loss, label_smoothing, ignore_index, backend,
+        on, ref, targets, k,
+        _seed(seed, device), _step(step, device), _temperature(temperature, device), offset,
+        loss, label_smoothing, ignore_index, backend,
     )  # fmt: skip
     indices, scores, keys, threshold, flags = out
     return Selection(indices, scores, keys, threshold, temperature, flags)
@@ -183,8 +189,8 @@ def score(
 ) -> Tensor:  # [B] float32
     """Score of every row: loss(online) - loss(reference), a missing side counting as zero.
 
-    hard = l_online, easy = -l_reference, learnability = l_online - l_reference. Arguments and errors are those of
-    `select`.
+    hard = l_online, easy = -l_reference, learnability = l_online - l_reference. Arguments and
+    errors are those of `select`.
 
     Example:
         >>> import torch, activesel
@@ -207,9 +213,9 @@ def sample(
 ) -> Selection:
     """Draw k of B rows without replacement, with probability softmax(scores / temperature).
 
-    The same draw as ``torch.multinomial(softmax(scores / T), k, replacement=False)`` (successive sampling, or
-    Plackett-Luce), with counter-based noise, any B, and no host synchronisation. Arguments and errors are those
-    of `select`.
+    The same draw as ``torch.multinomial(softmax(scores / T), k, replacement=False)`` (successive
+    sampling, or Plackett-Luce), with counter-based noise, any B, and no host synchronisation.
+    Arguments and errors are those of `select`.
 
     Example:
         >>> import torch, activesel
@@ -231,7 +237,7 @@ def sample(
     )
 
 
-# ------------------------------------------------------------------------------------------ arguments
+# --------------------------------------------------------------------------------------- arguments
 
 
 def _operands(
@@ -335,7 +341,7 @@ def _temperature(temperature: float | Tensor, device: torch.device) -> Tensor:  
     return torch.full((1,), min(temperature, math.inf), dtype=torch.float32, device=device)
 
 
-# ----------------------------------------------------------------------------------------------- take
+# -------------------------------------------------------------------------------------------- take
 
 
 def _take(batch: Any, indices: Tensor, rows: int) -> Any:

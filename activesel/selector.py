@@ -27,27 +27,32 @@ QUANTILES = (0.025, 0.25, 0.5, 0.75, 0.975)
 
 
 class Selector:
-    """Keep the rows of each super-batch that are worth training on, and train the online scorer beside.
+    """Keep the rows of each super-batch worth training on; train the online scorer beside.
 
-    Call it on a super-batch after the transfer to the device and before the learner's forward; it returns the
-    ``keep`` rows chosen, in the batch's own structure. ``update`` is one step of the online scorer on those rows.
+    Call it on a super-batch after the transfer to the device and before the learner's forward; it
+    returns the ``keep`` rows chosen, in the batch's own structure. ``update`` is one step of the
+    online scorer on those rows.
 
     Args:
-        online: scorer trained along (None for ``easy`` and ``uniform``); for ``rho_loss`` the learner itself.
-        reference: scorer already trained, or trained beside (``train_reference``). Not needed for ``hard``, ``uniform``.
+        online: scorer trained along (None for ``easy`` and ``uniform``); for ``rho_loss`` the
+            learner itself.
+        reference: scorer already trained, or trained beside (``train_reference``). Not needed for
+            ``hard``, ``uniform``.
         keep: rows to keep of each super-batch. The batch it is given must have at least that many.
-        method: score that decides. ``hard`` = l_online; ``easy`` = -l_reference; ``learnability`` and ``rho_loss`` =
-            l_online - l_reference, the latter always the k highest (temperature 0); ``uniform`` runs no scorer.
-        loss: "softmax", "sigmoid", or a callable ``(model, batch) -> [B]`` losses that replaces ``inputs`` too.
+        method: score that decides. ``hard`` = l_online; ``easy`` = -l_reference; ``learnability``
+            and ``rho_loss`` = l_online - l_reference, the latter always the k highest (temperature
+            0); ``uniform`` runs no scorer.
+        loss: "softmax", "sigmoid", or a callable ``(model, batch) -> [B]`` losses that replaces
+            ``inputs`` too.
         inputs: ``inputs(batch) -> (x, targets)``; by default the batch's first two elements.
         optimizer: the online scorer's, used by ``update``.
         reference_optimizer: the reference's, used by ``update`` with ``train_reference``.
-        train_reference: train the reference beside, on the whole super-batch (ClassAct-Online). The super-batch is
-            kept until ``update``.
+        train_reference: train the reference beside, on the whole super-batch (ClassAct-Online). The
+            super-batch is kept until ``update``.
         temperature: >= 0, see `select`; may be reassigned at any time.
         seed: 64 bits; with the step, the whole state of the noise.
-        id_key: entry of a dict batch that is removed before the learner sees the rows; the ids of the rows kept are
-            in ``kept_ids``.
+        id_key: entry of a dict batch that is removed before the learner sees the rows; the ids of
+            the rows kept are in ``kept_ids``.
         start, end: calls before ``start`` and from ``end`` on keep rows uniformly, without scoring.
         warmup: calls from ``start`` over which 1/T rises linearly to its value.
 
@@ -140,9 +145,10 @@ class Selector:
         return self.last.take(batch) if self.last else batch
 
     def update(self, batch: Any) -> None:
-        """One optimizer step of the online scorer on the rows kept (and of the reference, if trained beside).
+        """One step of the online scorer on the rows kept, and of a reference trained beside.
 
-        Raises RuntimeError without an optimizer, or when the reference's super-batch is not there yet.
+        Raises RuntimeError without an optimizer, or when the reference's super-batch is not there
+        yet.
         """
         if self.optimizer is None and not self.train_reference:
             raise RuntimeError(f'update needs an optimizer, got None (method "{self.method}")')
@@ -157,10 +163,11 @@ class Selector:
             self._super_batch = None
 
     def metrics(self) -> dict[str, Tensor]:
-        """Device scalars about the last selection, names starting with "activesel/"; nothing waits or prints.
+        """Device scalars about the last selection, named "activesel/..."; nothing waits or prints.
 
-        ``gain`` is the mean score of the rows kept minus that of all rows; ``ess`` is the effective fraction of the
-        super-batch, (sum p)^2 / (B sum p^2) with p = softmax(score / T): 1 is uniform, 1/B has collapsed.
+        ``gain`` is the mean score of the rows kept minus that of all rows; ``ess`` is the effective
+        fraction of the super-batch, (sum p)^2 / (B sum p^2) with p = softmax(score / T): 1 is
+        uniform, 1/B has collapsed.
         """
         out: dict[str, Tensor] = {}
         device = self._clock[0].device if self._clock else torch.device("cpu")
@@ -183,7 +190,7 @@ class Selector:
         return {f"activesel/{name}": value for name, value in out.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Seed, step, counters and the scorers (and their optimizers) that `update` trains; never the learner."""
+        """Seed, step, counters, and what `update` trains with its optimizers; never the learner."""
         state: dict[str, Any] = {"version": 1, "seed": self.seed, "step": self.step}
         state |= {
             "examples_scored": self.examples_scored,
@@ -215,7 +222,7 @@ class Selector:
         self.examples_trained = int(state["examples_trained"])
         self._clock, self.last, self._super_batch = None, None, None
 
-    # ------------------------------------------------------------------------------------------ inside
+    # -------------------------------------------------------------------------------------- inside
 
     def _owned(self) -> dict[str, Any]:
         parts: dict[str, Any] = {}

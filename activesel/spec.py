@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The executable specification: what every other backend must return, in plain torch.
 
-Read it top to bottom: Philox bits -> Gumbel noise -> per-row losses -> scores -> keys -> top-k. It is also the
-``torch`` backend, so it runs on any device. Two promises are made of every backend:
+Read it top to bottom: Philox bits -> Gumbel noise -> per-row losses -> scores -> keys -> top-k.
+It is also the ``torch`` backend, so it runs on any device. Two promises are made of every backend:
 
 * losses agree within rounding (all of them accumulate in fp32 or better);
-* given the same fp32 scores, seed, step and offset, keys and rows agree **bit for bit**. That is why the
-  logarithm below is a fixed fp32 polynomial, evaluated one rounded operation at a time: library logarithms and
-  fused multiply-adds differ between devices.
+* given the same fp32 scores, seed, step and offset, keys and rows agree **bit for bit**. That is
+  why the logarithm below is a fixed fp32 polynomial, evaluated one rounded operation at a time:
+  library logarithms and fused multiply-adds differ between devices.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MASK32 = 0xFFFFFFFF
 FLOAT_MAX = torch.finfo(torch.float32).max
 HEAD_CHUNK = 1 << 21  # logits held at once by `Head` on the CPU: 8 MiB in fp32
 
-# ---------------------------------------------------------------------------------------------- noise
+# ------------------------------------------------------------------------------------------- noise
 
 
 def philox(
@@ -84,7 +84,7 @@ def _split(x: Tensor) -> tuple[Tensor, Tensor]:  # fp32 x > 0 -> f, k with x = 2
 def gumbel(
     r: Tensor,  # [B] int64 holding 32 random bits
 ) -> Tensor:  # [B] float32
-    """Standard Gumbel noise g = -log(-log1p(-u)) with u = (r + 1/2) / 2^32; always finite, in [-3.14, 22.88].
+    """Standard Gumbel noise g = -log(-log1p(-u)), u = (r + 1/2) / 2^32; finite, in [-3.14, 22.88].
 
     1 - u is formed from the integer ~r, so neither tail is truncated or rounded to 0 or 1.
     """
@@ -104,7 +104,7 @@ def noise(
     offset: int = 0,
     chunk: int = 0,
 ) -> Tensor:  # [rows] float32
-    """Gumbel noise of rows offset .. offset + rows - 1: word (row & 3) of Philox block (row >> 2, step, chunk)."""
+    """Noise of rows offset, offset + 1, ...: word row & 3 of Philox block (row >> 2, step, chunk)."""
     row = torch.arange(offset, offset + rows, device=seed.device)
     block = row >> 2
     counter = (block & MASK32, block >> 32, step & MASK32, torch.full_like(step, chunk))
@@ -112,7 +112,7 @@ def noise(
     return gumbel(words.gather(0, (row & 3).unsqueeze(0)).squeeze(0))
 
 
-# ---------------------------------------------------------------------------------------------- losses
+# ------------------------------------------------------------------------------------------ losses
 
 
 def token_loss(
@@ -122,7 +122,7 @@ def token_loss(
     label_smoothing: float,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # loss [N] float32, counts [N] bool, bad target [N] bool
-    """Loss of each token, in fp32: cross-entropy, or BCE summed over classes, at y' = (1 - eps) y + eps / C."""
+    """Cross-entropy of each token, or its BCE summed over classes, at y' = (1 - eps) y + eps / C."""
     x, eps, classes = logits.float(), label_smoothing, logits.shape[-1]
     if targets.is_floating_point():
         y = targets.float() * (1 - eps) + eps / classes
@@ -188,7 +188,7 @@ def row_loss(
     return row_mean(out, counts, rows), bad.any()
 
 
-# ------------------------------------------------------------------------------------- scores and keys
+# --------------------------------------------------------------------------------- scores and keys
 
 
 def score(
@@ -216,10 +216,10 @@ def key(
     gumbel_noise: Tensor,  # [B] float32
     temperature: Tensor,  # [1] float32
 ) -> tuple[Tensor, Tensor]:  # [B] float32, [] int32 flags
-    """Key = s / T + g. T = 0 gives s itself, T = inf gives g; infinite scores keep their sign, NaN stays NaN.
+    """Key = s / T + g; s itself at T = 0, g at T = inf. Infinite scores stay, and so does NaN.
 
-    A temperature tensor that is negative, NaN or so small that 1/T overflows counts as 0 and is flagged
-    (it cannot be looked at without waiting for the device).
+    A temperature tensor that is negative, NaN or so small that 1/T overflows counts as 0 and is
+    flagged (it cannot be looked at without waiting for the device).
     """
     inverse = 1.0 / temperature
     bad = ~(temperature >= 0) | (inverse.isinf() & (temperature != 0))
@@ -235,7 +235,7 @@ def key(
 def order(
     keys: Tensor,  # [B] float32
 ) -> Tensor:  # [B] int64, all different
-    """Integer whose descending order is: higher key first, then lower row; NaN last; -0.0 equals +0.0."""
+    """Integers that descend as the order does: higher key, then lower row; -0.0 is 0.0, NaN last."""
     bits = keys.view(torch.int32)
     bits = torch.where(bits == -(1 << 31), 0, bits)
     bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
@@ -250,7 +250,7 @@ def topk(
 ) -> tuple[
     Tensor, Tensor, Tensor
 ]:  # indices [k] int64 ascending, threshold [] float32, flags [] int32
-    """The k first rows in `order`, and the largest key left out (-inf when nothing eligible is left out)."""
+    """The k first rows in `order`, and the largest key left out; -inf if none but NaN is."""
     first = order(keys).topk(min(k + 1, keys.shape[0])).values
     rows = MASK32 - (first & MASK32)
     if k < keys.shape[0]:
