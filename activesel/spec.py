@@ -104,7 +104,7 @@ def noise(
     offset: int = 0,
     chunk: int = 0,
 ) -> Tensor:  # [rows] float32
-    """Noise of rows offset, offset + 1, ...: word row & 3 of Philox block (row >> 2, step, chunk)."""
+    """Noise of rows offset, ...: word row & 3 of the Philox block (row >> 2, step, chunk)."""
     row = torch.arange(offset, offset + rows, device=seed.device)
     block = row >> 2
     counter = (block & MASK32, block >> 32, step & MASK32, torch.full_like(step, chunk))
@@ -122,7 +122,7 @@ def token_loss(
     label_smoothing: float,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # loss [N] float32, counts [N] bool, bad target [N] bool
-    """Cross-entropy of each token, or its BCE summed over classes, at y' = (1 - eps) y + eps / C."""
+    """Cross-entropy of each token, or BCE summed over classes, at y' = (1 - eps) y + eps / C."""
     x, eps, classes = logits.float(), label_smoothing, logits.shape[-1]
     if targets.is_floating_point():
         y = targets.float() * (1 - eps) + eps / classes
@@ -235,7 +235,7 @@ def key(
 def order(
     keys: Tensor,  # [B] float32
 ) -> Tensor:  # [B] int64, all different
-    """Integers that descend as the order does: higher key, then lower row; -0.0 is 0.0, NaN last."""
+    """Integers that descend in selection order: higher key, then lower row; NaN last, -0.0 is 0."""
     bits = keys.view(torch.int32)
     bits = torch.where(bits == -(1 << 31), 0, bits)
     bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
