@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+// Whether a GPU kernel of this binary could run here. Nothing is touched until someone asks.
+#include <cuda_runtime.h>
+
+#include "launch.h"
+
+namespace activesel {
+namespace {
+
+__global__ void witness() {}
+
+}  // namespace
+
+int cuda_device_count(const char** reason) {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error == cudaSuccess) return count;
+  *reason = cudaGetErrorString(error);
+  return -1;
+}
+
+const char* cuda_probe(int device) {
+  int before = 0;
+  cudaError_t error = cudaGetDevice(&before);
+  if (error == cudaSuccess) error = cudaSetDevice(device);
+  if (error == cudaSuccess) {
+    cudaFuncAttributes attributes;
+    error = cudaFuncGetAttributes(&attributes, witness);
+    cudaSetDevice(before);
+  }
+  cudaGetLastError();  // leave no error behind for the next caller
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+}  // namespace activesel
