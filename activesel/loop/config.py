@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The methods by name, and all that fixes a run: equal configurations give equal weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from activesel.loop import records
+
+Method = Literal["uniform", "hard", "easy", "classact", "classact-ho", "classact-online", "rho"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Which models a method compares: the selector's method, and where each of the two comes from.
+
+    `beside` is a reference trained next to the online scorer, on whole super-batches.
+    """
+
+    selector: Literal["uniform", "hard", "easy", "learnability", "rho_loss"]
+    online: Literal["scorer", "learner"] | None = None
+    reference: Literal["train", "holdout", "beside"] | None = None
+
+
+RECIPES: dict[str, Recipe] = {
+    "uniform": Recipe("uniform"),
+    "hard": Recipe("hard", online="scorer"),
+    "easy": Recipe("easy", reference="train"),
+    "classact": Recipe("learnability", online="scorer", reference="train"),
+    "classact-ho": Recipe("learnability", online="scorer", reference="holdout"),
+    "classact-online": Recipe("learnability", online="scorer", reference="beside"),
+    "rho": Recipe("rho_loss", online="learner", reference="holdout"),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run, complete: the same config gives the same weights.
+
+    Attributes:
+        method: a key of `RECIPES`.
+        rho: super-batch over kept rows; 1 for uniform, whatever is given.
+        temperature: of the softmax sampling; 0 for rho, whatever is given.
+        updates: optimizer steps of the learner; the cosine schedule ends at zero after them.
+        keep: rows per update of the learner.
+        noise: share of wrong training and held-out labels.
+        seed: of labels, order, initial weights and selection.
+        learner, scorer: names of ViT sizes.
+        lr, scorer_lr, online_lr: peak learning rates of learner, pre-trained reference and online
+            scorer, reached after `warmup` updates; a reference trained beside has 2 * `online_lr`.
+        reference_updates: optimizer steps of a pre-trained reference, `keep` rows each.
+        evaluations: points of the accuracy curve; all but the last use `quick` test rows.
+    """
+
+    method: Method = "classact"
+    rho: int = 2
+    temperature: float = 1.0
+    updates: int = 2400
+    keep: int = 64
+    noise: float = 0.1
+    seed: int = 0
+    learner: str = "mini"
+    scorer: str = "nano"
+    patch: int = 7
+    lr: float = 1e-3
+    scorer_lr: float = 2e-3
+    online_lr: float = 2e-3
+    weight_decay: float = 0.01
+    label_smoothing: float = 0.0
+    warmup: int = 100
+    reference_updates: int = 2400
+    evaluations: int = 12
+    quick: int = 2000
+
+    def __post_init__(self) -> None:
+        if self.method not in RECIPES:
+            raise ValueError(f"method must be one of {', '.join(RECIPES)}, got {self.method!r}")
+        for name in ("rho", "updates", "keep", "reference_updates", "evaluations", "quick"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.method == "uniform":
+            object.__setattr__(self, "rho", 1)
+            object.__setattr__(self, "temperature", 1.0)
+        if self.method == "rho":
+            object.__setattr__(self, "temperature", 0.0)
+
+    @property
+    def recipe(self) -> Recipe:
+        return RECIPES[self.method]
+
+    @property
+    def super_batch(self) -> int:
+        """Rows drawn per update."""
+        return self.rho * self.keep
+
+    @property
+    def name(self) -> str:
+        """Readable and unique: the usual suspects in clear, everything in the digest."""
+        head = f"{self.method}-u{self.updates}-r{self.rho}-t{self.temperature:g}-s{self.seed}"
+        return f"{head}-{records.digest(asdict(self))}"
+
+    @property
+    def reference(self) -> ReferenceConfig | None:
+        """The reference to be trained before this run, if any."""
+        part = self.recipe.reference
+        if part not in ("train", "holdout"):
+            return None
+        shared = ("scorer", "patch", "keep", "noise", "seed", "warmup", "weight_decay")
+        return ReferenceConfig(
+            part=part,
+            updates=self.reference_updates,
+            lr=self.scorer_lr,
+            label_smoothing=self.label_smoothing,
+            **{name: getattr(self, name) for name in shared},
+        )
+
+
+@dataclass(frozen=True)
+class ReferenceConfig:
+    """One reference scorer, trained alone on the (noisy) training or held-out rows."""
+
+    part: Literal["train", "holdout"] = "train"
+    scorer: str = "nano"
+    patch: int = 7
+    updates: int = 2400
+    keep: int = 64
+    noise: float = 0.1
+    seed: int = 0
+    lr: float = 2e-3
+    weight_decay: float = 0.01
+    label_smoothing: float = 0.0
+    warmup: int = 100
+
+    @property
+    def name(self) -> str:
+        return f"reference-{self.part}-s{self.seed}-{records.digest(asdict(self))}"
