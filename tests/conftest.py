@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every test gets: one thread, a seed, the backends at hand, and poisoned allocations."""
+
+import sys
+
+import pytest
+import torch
+
+from activesel import _native, spec
+
+BACKENDS = ["torch", *(["native"] if _native.available() else [])]
+MODULES = {"torch": spec, "native": _native}
+ISAS = ["avx512", "avx2", "baseline"]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    return request.param
+
+
+@pytest.fixture
+def module(backend):
+    """The backend's module: `score` and `select` with the signatures of `spec`."""
+    return MODULES[backend]
+
+
+@pytest.fixture(autouse=True)
+def calm():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def poisoned(allocate):
+    """Memory that activesel allocates without filling starts as NaN (or the smallest integer)."""
+
+    def wrapper(*args, **kwargs):
+        out = allocate(*args, **kwargs)
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        if caller.startswith("activesel") and type(out) is torch.Tensor and not out.is_meta:
+            out.fill_(torch.nan if out.is_floating_point() else torch.iinfo(out.dtype).min)
+        return out
+
+    return wrapper
+
+
+@pytest.fixture(autouse=True)
+def poison(monkeypatch):
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
+
+
+@pytest.fixture
+def every_isa():
+    """Calls a function once per instruction set that the compiled module can use here."""
+    if not _native.available():
+        pytest.skip(_native.reason())
+    native = _native._module()
+    best = native.isa()
+
+    def run(function):
+        results = {}
+        for name in ISAS:
+            try:
+                native.set_isa(name)
+            except ValueError:  # this machine lacks it
+                continue
+            results[name] = function()
+        assert results, "at least the baseline must run"
+        return results
+
+    yield run
+    native.set_isa(best)
+
+
+@pytest.fixture
+def with_threads():
+    def run(threads, function):
+        torch.set_num_threads(threads)
+        try:
+            return function()
+        finally:
+            torch.set_num_threads(1)
+
+    return run

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The house: who may import whom, what importing costs, and how long files may get."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "activesel"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# Low to high; a module imports from lower layers only (or from its own folder).
+LAYERS = [
+    {"spec"},
+    {"_native"},
+    {"ops"},
+    {"operands", "select"},
+    {"selector", "testing"},
+    {"models", "ledger"},
+    {"loop", "__main__"},
+]
+LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
+
+
+def imports(path, whole=True):
+    """Absolute names that a file imports; only at import time unless `whole`."""
+    nodes = list(ast.parse(path.read_text()).body)
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif whole or not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            nodes.extend(ast.iter_child_nodes(node))
+
+
+def layer(name):  # "activesel.loop.data" -> "loop"
+    return name.split(".")[1]
+
+
+def own_layer(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_nothing_imports_upward(path):
+    name = own_layer(path)
+    if name == "__init__":
+        return
+    assert name in LEVEL, f"{path.name} belongs to no layer of this test"
+    for imported in imports(path):
+        if imported.startswith("activesel.") and layer(imported) in LEVEL:
+            other = layer(imported)
+            if other == name:
+                continue
+            assert LEVEL[other] <= LEVEL[name], f"{name} imports {other}, which is above it"
+
+
+def test_the_core_does_not_know_its_users():
+    """selector, loop -> select -> ops -> {spec, _native}, and nothing beside the line."""
+    allowed = {
+        "spec": set(),
+        "_native": {"spec", "_C", "__version__"},
+        "ops": {"spec", "_native"},
+        "operands": set(),
+        "select": {"ops", "operands"},
+        "selector": {"select", "operands"},
+        "testing": {"select"},
+    }
+    for name, expected in allowed.items():
+        found = {layer(i) for i in imports(PACKAGE / f"{name}.py") if i.startswith("activesel")}
+        assert found <= expected, f"{name} may import {expected}, got {found}"
+
+
+def test_specification_imports_only_torch():
+    roots = {name.split(".")[0] for name in imports(PACKAGE / "spec.py")}
+    assert roots <= {"torch", "collections", "__future__"}
+
+
+def test_only_the_guard_knows_the_compiled_module():
+    for path in MODULES:
+        if path.name != "_native.py":
+            assert "activesel._C" not in path.read_text(), path
+
+
+def test_import_is_light():
+    """No compiler, no compiled module, no plotting, no command line until somebody asks."""
+    code = (
+        "import sys, activesel\n"
+        "heavy = {'triton', 'matplotlib', 'scipy', 'tyro', 'rich', 'activesel._C', 'hypothesis',"
+        " 'activesel.loop', 'activesel.models', 'activesel.testing'}\n"
+        "sys.exit(' '.join(sorted(heavy & set(sys.modules))) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def lines(folder, *patterns):
+    files = [path for pattern in patterns for path in (ROOT / folder).rglob(pattern)]
+    return {
+        str(path.relative_to(ROOT)): len(path.read_text().splitlines())
+        for path in files
+        if not {"build", ".venv"} & set(path.parts)
+    }
+
+
+def test_budgets():
+    python, native = lines("activesel", "*.py"), lines("csrc", "*.cpp", "*.h", "*.cu", "*.cuh")
+    rest = lines("tests", "*.py") | lines("bench", "*.py") | lines("examples", "*.py")
+    long = {path: n for path, n in (python | native | rest).items() if n > 400}
+    assert not long, "no file over 400 lines"
+    assert sum(python.values()) < 5000
+    assert sum(native.values()) < 3000
+
+
+def test_every_source_file_names_its_licence():
+    for path in [*lines("activesel", "*.py"), *lines("tests", "*.py"), *lines("bench", "*.py")]:
+        first = (ROOT / path).read_text().partition("\n")[0]
+        assert first == "# SPDX-License-Identifier: Apache-2.0", path
+    for path in lines("csrc", "*.cpp", "*.h", "*.cu", "*.cuh"):
+        first = (ROOT / path).read_text().partition("\n")[0]
+        assert first == "// SPDX-License-Identifier: Apache-2.0", path
