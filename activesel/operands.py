@@ -73,7 +73,8 @@ def untouched(*models: Any) -> Iterator[None]:
     """
     modules = [m for model in models if isinstance(model, nn.Module) for m in model.modules()]
     flags = [m.training for m in modules]
-    buffers = [(b, b._version, b.clone()) for m in modules for b in m.buffers(recurse=False)]
+    buffers = [(m, name, b) for m in modules for name, b in m._buffers.items()]
+    copies = [None if b is None else b.clone() for _, _, b in buffers]
     cuda = {b.device for m in modules for b in m.parameters(recurse=False) if b.is_cuda}
     capturing = bool(cuda) and torch.cuda.is_current_stream_capturing()
     try:
@@ -84,10 +85,10 @@ def untouched(*models: Any) -> Iterator[None]:
     finally:
         for m, flag in zip(modules, flags, strict=True):
             m.training = flag
-        with torch.no_grad():
-            for b, version, copy in buffers:
-                if b._version != version:
-                    b.copy_(copy)
+        for (m, name, b), copy in zip(buffers, copies, strict=True):
+            m._buffers[name] = b  # it may have been replaced
+            if copy is not None and (torch.is_inference_mode_enabled() or not b.is_inference()):
+                b.data.copy_(copy)  # `.data`: whoever saved it for backward need not know
 
 
 def forward(
@@ -98,7 +99,7 @@ def forward(
     with untouched(scorer):
         head = getattr(scorer, "head", None)
         features = getattr(scorer, "forward_features", None)
-        if isinstance(head, nn.Linear) and callable(features):
+        if type(head) is nn.Linear and callable(features):  # a subclass may do more
             return Head(features(images), head.weight, head.bias)
         return scorer(images)
 
@@ -125,7 +126,8 @@ def tensors(
 
 def _scored(t: Tensor, name: str) -> Tensor:
     if not isinstance(t, Tensor):
-        raise TypeError(f"{name} must be a Tensor, got {type(t).__name__}")
+        kinds = "a Tensor" if "." in name else "a Tensor, Head or Forward"
+        raise TypeError(f"{name} must be {kinds}, got {type(t).__name__}")
     if t.dtype not in FLOATS:
         raise TypeError(f"{name} must be float32, bfloat16 or float16, got {t.dtype}")
     return t.detach() if t.requires_grad else t

@@ -84,6 +84,7 @@ def opaque(x: Tensor) -> bool:
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
         or type(x) is not Tensor
     )
 

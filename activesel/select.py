@@ -21,7 +21,7 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 FLOAT_MAX = torch.finfo(torch.float32).max
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Selection:
     """The rows chosen, and everything needed to understand or reweight the choice.
 
@@ -36,6 +36,12 @@ class Selection:
             was unusable (taken as 0). The last two are errors on the CPU; elsewhere looking would
             stall the device.
         batch_score: [] float32, joint selection only.
+
+    Example:
+        >>> import torch, activesel
+        >>> picked = activesel.sample(torch.tensor([0.0, 5.0, 1.0]), 2, temperature=0)
+        >>> picked.indices, picked.threshold
+        (tensor([1, 2]), tensor(0.))
     """
 
     indices: Tensor
@@ -81,11 +87,12 @@ class Selection:
             if temperature == 0:
                 raise ValueError("temperature must be > 0 for inclusion probabilities, got 0")
             temperature = torch.full_like(self.threshold, temperature)
-        elif temperature.is_cpu and temperature.item() == 0:
+        elif temperature.is_cpu and not torch.compiler.is_compiling() and temperature.item() == 0:
             raise ValueError("temperature must be > 0 for inclusion probabilities, got 0")
         scaled = self.scores[self.indices] * (1.0 / temperature.float())
         scaled = torch.where(temperature.isinf(), 0.0, scaled)
-        return torch.log(-torch.expm1(-torch.exp(scaled - self.threshold)))
+        out = torch.log(-torch.expm1(-torch.exp(scaled - self.threshold)))
+        return torch.where(scaled.isinf(), 0.0, out)  # infinite scores leave nothing to chance
 
     def weights(self) -> Tensor:  # [k] float32
         """Weights that make sum(w * loss) over the chosen rows unbiased for the super-batch mean.
@@ -159,14 +166,13 @@ def select(
         >>> picked.indices.shape, picked.scores.shape
         (torch.Size([2]), torch.Size([8]))
     """
-    on, ref, rows = _operands(online, reference, targets, loss, label_smoothing)
+    on, ref, rows = _operands(online, reference, targets, loss, label_smoothing, ignore_index)
     device = (on or ref)[0].device
-    if not isinstance(k, (int, torch.SymInt)) or isinstance(k, bool):
-        raise TypeError(f"k must be an int, got {type(k).__name__}")
+    k, offset = _int(k, "k"), _int(offset, "offset")
     if not 0 <= k <= rows:
         raise ValueError(f"k must be in [0, {rows}], got {k}")
-    if offset < 0:
-        raise ValueError(f"offset must be >= 0, got {offset}")
+    if not 0 <= offset < (1 << 63) - rows:
+        raise ValueError(f"offset must be in [0, 2^63 - {rows}), got {offset}")
     run = torch.ops.activesel.select if ops.opaque((on or ref)[0]) else ops.select
     out = run(
         on, ref, targets, k,
@@ -197,7 +203,7 @@ def score(
         >>> activesel.score(online=torch.tensor([2.0, 3.0]), reference=torch.tensor([0.5, 4.0]))
         tensor([ 1.5000, -1.0000])
     """
-    on, ref, _ = _operands(online, reference, targets, loss, label_smoothing)
+    on, ref, _ = _operands(online, reference, targets, loss, label_smoothing, ignore_index)
     run = torch.ops.activesel.score if ops.opaque((on or ref)[0]) else ops.score
     return run(on, ref, targets, loss, label_smoothing, ignore_index, backend)[0]
 
@@ -246,11 +252,13 @@ def _operands(
     targets: Tensor | None,
     loss: str,
     label_smoothing: float,
+    ignore_index: int,
 ) -> tuple[list[Tensor], list[Tensor], int]:
     """Both operands as tensors and their number of rows, after checking them against each other."""
     if loss not in ("softmax", "sigmoid"):
         raise ValueError(f'loss must be "softmax" or "sigmoid", got {loss!r}')
-    if not 0 <= label_smoothing <= 1:
+    _int(ignore_index, "ignore_index")
+    if not 0 <= _number(label_smoothing, "label_smoothing") <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
     on, ref = tensors(online, "online"), tensors(reference, "reference")
     if not on and not ref:
@@ -305,7 +313,21 @@ def _one(t: Tensor, name: str, dtype: torch.dtype, device: torch.device) -> Tens
     if t.dtype != dtype:
         raise TypeError(f"{name} must be {dtype}, got {t.dtype}")
     _check_device(t, name, device)
-    return t.reshape(1)
+    return t.detach().reshape(1)
+
+
+def _int(value: Any, name: str) -> int:
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+        return value  # a symbolic one must stay so
+    if isinstance(value, np.integer):
+        return int(value)
+    raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+
+
+def _number(value: Any, name: str) -> float:
+    if not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    return value
 
 
 def _seed(seed: int | Tensor | None, device: torch.device) -> Tensor:  # [1] int64
@@ -316,6 +338,7 @@ def _seed(seed: int | Tensor | None, device: torch.device) -> Tensor:  # [1] int
             raise RuntimeError("seed must be given during CUDA graph capture, got None")
         drawn = torch.randint(-(1 << 63), (1 << 63) - 1, (1,))
         return drawn.to(device, non_blocking=True)
+    seed = _int(seed, "seed")
     if not -(1 << 63) <= seed < 1 << 64:
         raise ValueError(f"seed must fit in 64 bits, got {seed}")
     return torch.full((1,), seed - (1 << 64) if seed >= 1 << 63 else seed, device=device)
@@ -324,6 +347,7 @@ def _seed(seed: int | Tensor | None, device: torch.device) -> Tensor:  # [1] int
 def _step(step: int | Tensor, device: torch.device) -> Tensor:  # [1] int64
     if isinstance(step, Tensor):
         return _one(step, "step", torch.int64, device)
+    step = _int(step, "step")
     if not 0 <= step < 1 << 32:
         raise ValueError(f"step must be in [0, 2^32), got {step}")
     return torch.full((1,), step, device=device)
@@ -332,16 +356,20 @@ def _step(step: int | Tensor, device: torch.device) -> Tensor:  # [1] int64
 def _temperature(temperature: float | Tensor, device: torch.device) -> Tensor:  # [1] float32
     if isinstance(temperature, Tensor):
         return _one(temperature, "temperature", torch.float32, device)
-    if not temperature >= 0:
+    if not _number(temperature, "temperature") >= 0:
         raise ValueError(f"temperature must be >= 0, got {temperature}")
     if 0 < temperature * FLOAT_MAX < 1:
         raise ValueError(
             f"temperature must be 0 or have a finite 1/T in float32, got {temperature}"
         )
-    return torch.full((1,), min(temperature, math.inf), dtype=torch.float32, device=device)
+    t = math.inf if temperature > FLOAT_MAX else temperature
+    return torch.full((1,), t, dtype=torch.float32, device=device)
 
 
 # -------------------------------------------------------------------------------------------- take
+
+
+LEAVES = (str, bytes, int, float)
 
 
 def _take(batch: Any, indices: Tensor, rows: int) -> Any:
@@ -352,8 +380,12 @@ def _take(batch: Any, indices: Tensor, rows: int) -> Any:
         return batch.index_select(0, indices.to(batch.device)) if has_rows(batch) else batch
     if isinstance(batch, np.ndarray):
         return batch[indices.cpu().numpy()] if has_rows(batch) else batch
-    if isinstance(batch, list) and len(batch) == rows and not any(map(has_rows, batch)):
-        return [batch[i] for i in indices.tolist()]
+    if isinstance(batch, list) and len(batch) == rows:
+        arrays = [v for v in batch if isinstance(v, (Tensor, np.ndarray))]
+        if not arrays or not all(map(has_rows, arrays)):
+            return [batch[i] for i in indices.tolist()]
+    if type(batch) is tuple and len(batch) == rows and all(isinstance(v, LEAVES) for v in batch):
+        return tuple(batch[i] for i in indices.tolist())  # torch's default collate makes these
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(_take(v, indices, rows) for v in batch))
     if isinstance(batch, (list, tuple)):

@@ -7,9 +7,10 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from activesel.operands import Forward, Operand, untouched
@@ -70,6 +71,9 @@ class Selector:
         >>> sel.update(batch)
         >>> batch[0].shape
         torch.Size([2, 4])
+        >>> sel.metrics()["activesel/examples_scored"]
+        tensor(8)
+        >>> sel.load_state_dict(sel.state_dict())
     """
 
     def __init__(
@@ -98,6 +102,10 @@ class Selector:
         ):
             if needed and model is None:
                 raise ValueError(f'{name} must be given for method "{method}", got None')
+        if not isinstance(keep, int) or isinstance(keep, bool):
+            raise TypeError(f"keep must be an int, got {type(keep).__name__}")
+        if not -(1 << 63) <= seed < 1 << 64:
+            raise ValueError(f"seed must fit in 64 bits, got {seed}")
         if keep < 1:
             raise ValueError(f"keep must be >= 1, got {keep}")
         if not callable(loss) and loss not in ("softmax", "sigmoid"):
@@ -130,12 +138,11 @@ class Selector:
     def __call__(self, batch: Any) -> Any:
         """Return the rows kept, in the structure of ``batch``."""
         batch, ids = self._split_ids(batch)
-        leaf = _first_tensor(batch)
-        rows = leaf.shape[0]
+        rows, device = self._rows(batch)
         if rows < self.keep:
             raise ValueError(f"batch must have at least keep={self.keep} rows, got {rows}")
-        if self._clock is None or self._clock[0].device != leaf.device:
-            self._clock = _int64(self.seed, leaf.device), _int64(self.step, leaf.device)
+        if self._clock is None or self._clock[0].device != device:
+            self._clock = _int64(self.seed, device), _int64(self.step, device)
         self._super_batch = batch if self.train_reference else None
         self.last = self._choose(batch, rows) if rows > self.keep else None
         self._clock[1].add_(1)
@@ -152,13 +159,11 @@ class Selector:
         """
         if self.optimizer is None and not self.train_reference:
             raise RuntimeError(f'update needs an optimizer, got None (method "{self.method}")')
+        if self.train_reference and self._super_batch is None:
+            raise RuntimeError("update with train_reference must follow a call on a super-batch")
         if self.optimizer is not None:
             self._train(self.online, self.optimizer, batch)
         if self.train_reference:
-            if self._super_batch is None:
-                raise RuntimeError(
-                    "update with train_reference must follow a call on a super-batch"
-                )
             self._train(self.reference, self.reference_optimizer, self._super_batch)
             self._super_batch = None
 
@@ -185,7 +190,9 @@ class Selector:
             out["nonfinite"], out["flags"] = (~finite).sum(), self.last.flags
             out["threshold"] = self.last.threshold
             t = torch.as_tensor(self.last.temperature, dtype=torch.float32, device=s.device)
-            p = torch.where(finite, s / t, -torch.inf).softmax(0)
+            top = clean.nan_to_num(nan=-torch.inf).max()
+            below = torch.where(t.isinf() | (s == top), 0.0, (s - top) / t)  # T = 0: -inf
+            p = torch.where(finite, below, -torch.inf).softmax(0)
             out["ess"] = 1.0 / (s.shape[0] * p.square().sum())
         return {f"activesel/{name}": value for name, value in out.items()}
 
@@ -203,23 +210,31 @@ class Selector:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`. Nothing is changed when it does not fit (ValueError)."""
         owned = self._owned()
-        expected = {"version", "seed", "step", "examples_scored", "examples_trained", *owned}
+        counters = ("seed", "step", "examples_scored", "examples_trained")
+        expected = {"version", *counters, *owned}
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state must be a mapping, got {type(state).__name__}")
         if state.get("version") != 1:
             raise ValueError(f"state version must be 1, got {state.get('version')!r}")
         if set(state) != expected:
             raise ValueError(f"state must have {sorted(expected)}, got {sorted(state)}")
-        for name, part in owned.items():
-            if isinstance(part, nn.Module):
-                have = {k: v.shape for k, v in part.state_dict().items()}
-                got = {k: v.shape for k, v in state[name].items()}
-                if have != got:
-                    diff = sorted(k for k in have.keys() | got.keys() if have.get(k) != got.get(k))
-                    raise ValueError(f"state of {name} must fit the module; these do not: {diff}")
-        for name, part in owned.items():
-            part.load_state_dict(state[name])
-        self.seed, self.step = int(state["seed"]), int(state["step"])
-        self.examples_scored = int(state["examples_scored"])
-        self.examples_trained = int(state["examples_trained"])
+        for name in counters:
+            low, high = (-(1 << 63), 1 << 64) if name == "seed" else (0, 1 << 63)
+            high = 1 << 32 if name == "step" else high
+            if not isinstance(state[name], int) or not low <= state[name] < high:
+                raise ValueError(
+                    f"state {name} must be an int in [{low}, {high}), got {state[name]!r}"
+                )
+        before = {name: copy.deepcopy(part.state_dict()) for name, part in owned.items()}
+        try:
+            for name, part in owned.items():
+                part.load_state_dict(copy.deepcopy(state[name]))
+        except Exception as error:  # whatever a corrupt file makes them raise
+            for name, part in owned.items():
+                part.load_state_dict(before[name])
+            raise ValueError(f"state of {name} must fit it: {error}") from error
+        for name in counters:
+            setattr(self, name, state[name])
         self._clock, self.last, self._super_batch = None, None, None
 
     # -------------------------------------------------------------------------------------- inside
@@ -244,7 +259,6 @@ class Selector:
             return sample(zeros, self.keep, float("inf"), seed, step)
         ramp = (self.step - self.start + 1) / self.warmup if self.warmup else 1.0
         temperature = self.temperature / min(ramp, 1.0)
-        self.examples_scored += rows
         use_online, use_reference = NEEDS[self.method]
         if callable(self.loss):
             targets, how = None, "softmax"
@@ -257,11 +271,21 @@ class Selector:
             with untouched(model):
                 return self.loss(model, batch)
 
-        return select(
+        picked = select(
             online=side(self.online) if use_online else None,
             reference=side(self.reference) if use_reference else None,
             targets=targets, k=self.keep, loss=how, temperature=temperature, seed=seed, step=step,
         )  # fmt: skip
+        self.examples_scored += rows
+        return picked
+
+    def _rows(self, batch: Any) -> tuple[int, torch.device]:
+        """Rows and device of what is scored, or of the first array when nothing is."""
+        if self.inputs is not None and self._active() and not callable(self.loss):
+            leaf = self.inputs(batch)[1]
+        else:
+            leaf = _first_array(batch)
+        return leaf.shape[0], leaf.device if isinstance(leaf, Tensor) else torch.device("cpu")
 
     def _inputs(self, batch: Any) -> tuple[Any, Tensor]:
         return self.inputs(batch) if self.inputs else (batch[0], batch[1])
@@ -296,15 +320,20 @@ def _mean_loss(logits: Tensor, targets: Tensor, loss: str) -> Tensor:  # []
     elif loss == "softmax":
         return F.cross_entropy(logits, targets.reshape(-1).long())
     else:
-        y = F.one_hot(targets.reshape(-1).long(), logits.shape[-1]).float()
+        counts = targets.reshape(-1) != -100
+        logits, y = logits[counts], targets.reshape(-1)[counts]
+        y = F.one_hot(y.long(), logits.shape[-1]).float()
     if loss == "softmax":
         return F.cross_entropy(logits, y)
     return F.binary_cross_entropy_with_logits(logits, y, reduction="sum") / logits.shape[0]
 
 
-def _first_tensor(batch: Any) -> Tensor:
-    for leaf in tree_leaves(batch):
-        if isinstance(leaf, Tensor) and leaf.ndim:
+def _first_array(batch: Any) -> Any:
+    leaves = tree_leaves(batch, is_leaf=lambda x: isinstance(x, Mapping) and type(x) is not dict)
+    for leaf in leaves:
+        if isinstance(leaf, Mapping):
+            leaf = _first_array(dict(leaf))
+        if isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim:
             return leaf
     raise TypeError(f"batch must hold a tensor with rows, got {type(batch).__name__}")
 

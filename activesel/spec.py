@@ -126,7 +126,10 @@ def token_loss(
     x, eps, classes = logits.float(), label_smoothing, logits.shape[-1]
     if targets.is_floating_point():
         y = targets.float() * (1 - eps) + eps / classes
-        per_class = F.softplus(x) - x * y if loss == "sigmoid" else -F.log_softmax(x, -1) * y
+        if loss == "sigmoid":
+            per_class = x.clamp_min(0) - x * y + torch.log1p(torch.exp(-x.abs()))
+        else:
+            per_class = -F.log_softmax(x, -1) * y
         counts = torch.ones_like(targets[:, 0], dtype=torch.bool)
         return per_class.sum(-1), counts, ~counts
     targets = targets.long()
@@ -134,12 +137,16 @@ def token_loss(
     bad = counts & ((targets < 0) | (targets >= classes))
     at = torch.where(counts & ~bad, targets, 0).unsqueeze(-1)
     if loss == "softmax":
-        x = F.log_softmax(x, -1)
-    out = -(1 - eps) * x.gather(-1, at).squeeze(-1)
-    if eps:
-        out = out - eps * x.mean(-1)
-    if loss == "sigmoid":
-        out = out + F.softplus(logits.float()).sum(-1)
+        logp = F.log_softmax(x, -1)
+        out = -(1 - eps) * logp.gather(-1, at).squeeze(-1)
+        if eps:
+            out = out - eps * logp.mean(-1)
+    else:
+        x_t = x.gather(-1, at)  # softplus(x) - x, with what cancels taken first
+        its = x_t.clamp_min(0) - (1 - eps) * x_t + torch.log1p(torch.exp(-x_t.abs()))
+        out = F.softplus(x).scatter(-1, at, its).sum(-1)
+        if eps:
+            out = out - eps * x.mean(-1)
     return out.masked_fill(bad, torch.nan), counts, bad
 
 
@@ -149,7 +156,8 @@ def row_mean(
     rows: int,
 ) -> Tensor:  # [rows] float32
     """Mean over a row's tokens that count; NaN where none does."""
-    loss, counts = loss.view(rows, -1), counts.view(rows, -1)
+    tokens = loss.shape[0] // max(rows, 1)
+    loss, counts = loss.view(rows, tokens), counts.view(rows, tokens)
     return loss.where(counts, 0.0).sum(-1) / counts.sum(-1)
 
 
@@ -254,7 +262,8 @@ def topk(
     first = order(keys).topk(min(k + 1, keys.shape[0])).values
     rows = MASK32 - (first & MASK32)
     if k < keys.shape[0]:
-        threshold = keys[rows[k]].nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        left_out = keys.index_select(0, rows[k:]).squeeze(0)  # keys[rows[k]] would wait for it
+        threshold = left_out.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     else:
         threshold = keys.new_full((), -torch.inf)
     few = (~keys.isnan()).sum() < k

@@ -31,11 +31,10 @@ def queue(noise: float = NOISE) -> list[Config]:
 
     first = [
         *runs("uniform", 100),
-        *runs("classact", 75, PERCENT, **CLASSACT),
+        *runs("classact", 75, 80, PERCENT, **CLASSACT),
+        *runs("uniform", 75),
         *runs("rho", PERCENT, **RHO),
         *runs("easy", PERCENT, rho=2),
-        *runs("classact", 80, 60, **CLASSACT),
-        *runs("rho", 50, **RHO),
     ]
     rest = [
         *runs("hard", PERCENT, rho=2),
@@ -49,10 +48,9 @@ def queue(noise: float = NOISE) -> list[Config]:
         ),
         *runs("uniform", *GRID),
         *runs("classact", *GRID, **CLASSACT),
-        *runs("rho", *GRID, **RHO),
     ]
     rest.sort(key=lambda config: config.seed)  # a stop half-way leaves whole seeds behind
-    return list(dict.fromkeys(first + rest))
+    return list(dict.fromkeys(first + rest + runs("rho", *GRID, **RHO)))  # the dearest last
 
 
 def command(

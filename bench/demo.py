@@ -45,7 +45,7 @@ def command(
         minutes: no further seed is begun that would end later than this, the first apart.
         seeds: at most so many.
         workers: processes, one thread each.
-        updates: of uniform, and of the reference.
+        updates: of uniform.
         percent: ClassAct's share of them.
     """
     from rich.console import Console
@@ -93,13 +93,7 @@ def train(
             spent = (time.monotonic() - began) / 60
             if seed and spent * (seed + 1) / seed > minutes:
                 break
-            uniform = Config(
-                method="uniform",
-                updates=updates,
-                noise=classify.NOISE,
-                seed=seed,
-                reference_updates=updates,
-            )
+            uniform = Config("uniform", updates=updates, noise=classify.NOISE, seed=seed)
             less = round(updates * percent / 100)
             configs = [
                 uniform,
@@ -208,6 +202,4 @@ def verdict(after: dict[str, Any], before: dict[str, Any], gain: dict[str, Any])
     elif gained["low"] < 0 < gained["high"]:
         text += f" With {len(after['seeds'])} seeds the difference may be chance."
     kept, base = after["mislabelled"]["share"], after["base_rate"]
-    return (
-        f"{text} {100 * kept:.1f} % of the rows it kept had wrong labels; base {100 * base:.1f} %."
-    )
+    return f"{text} {100 * kept:.1f} % of the rows it kept had wrong labels; base rate {100 * base:.1f} %."

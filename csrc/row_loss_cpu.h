@@ -108,7 +108,7 @@ static void softmax_block(const float* x, const float* y, int64_t n, Smoothing s
   }
   const Floats shift = all(sums.top), zero = all(0.0f);
   Floats others = zero, linear = zero, targets = zero;
-  Ints ties = {};
+  Ints ties = counters();
   for_lanes<kWeights>(x, y, n, [&](Floats v, Floats t, auto valid) {
     const Floats z = v - shift;
     others = others + exp_of<true>(z);

@@ -41,6 +41,7 @@ struct Floats {
     return out;                                                                      \
   }
 
+ACTIVESEL_EACH(Ints, counters, (), IntPart{})  // not `= {}`, which may leave the registers
 ACTIVESEL_EACH(Floats, all, (float x), x - FloatPart{})
 ACTIVESEL_EACH(Floats, operator+, (Floats a, Floats b), a.p[i] + b.p[i])
 ACTIVESEL_EACH(Floats, operator-, (Floats a, Floats b), a.p[i] - b.p[i])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of any width, special values in any place, many callers at once: what vector code gets wrong."""
+"""Rows of any width, special values anywhere, many callers: what vector code gets wrong."""
 
 import math
 import multiprocessing

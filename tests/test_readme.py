@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The README's figures are those of the committed results."""
+
+import pytest
+
+from bench import readme
+
+
+def test_readme_is_in_step_with_the_results():
+    text = readme.README.read_text()
+    assert readme.render(text) == text, "python -m bench readme"
+
+
+def test_readme_needs_its_markers():
+    with pytest.raises(ValueError, match="README must hold <!-- classify -->"):
+        readme.render("no markers here")
+
+
+def test_speed_table_tells_what_fell_short():
+    rows = [
+        {"case": "one", "threads": n, "ratio": r, "ours_us": 10.0, "target": 4.0}
+        for n, r in ((1, 5.0), (2, 3.0))
+    ]
+    machine = {"cpu": "any", "cores": 2, "torch": "2.13"}
+    text = readme.speeds({"rows": rows, "machine": machine})
+    assert "| one | 5.0 (10 µs) | 3.0 (10 µs) |" in text
+    assert "Short of what we aimed at: one at 2 (3.0, wanted 4)" in text
