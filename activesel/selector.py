@@ -47,6 +47,9 @@ class Selector:
             ``inputs`` too.
         inputs: ``inputs(batch) -> (x, targets)``; by default the batch's first two elements.
         optimizer: the online scorer's, used by ``update``.
+        label_smoothing: of the targets ``update`` trains the online scorer on, in [0, 1]; scores and
+            the reference are never smoothed. It keeps the online scorer less confident than the
+            reference, so that wrong labels, on which both are wrong, score low.
         reference_optimizer: the reference's, used by ``update`` with ``train_reference``.
         train_reference: train the reference beside, on the whole super-batch (ClassAct-Online). The
             super-batch is kept until ``update``.
@@ -86,6 +89,7 @@ class Selector:
         loss: Loss | Callable[[Any, Any], Tensor] = "softmax",
         inputs: Callable[[Any], tuple[Any, Tensor]] | None = None,
         optimizer: torch.optim.Optimizer | None = None,
+        label_smoothing: float = 0.0,
         reference_optimizer: torch.optim.Optimizer | None = None,
         train_reference: bool = False,
         temperature: float | Tensor = 1.0,
@@ -110,6 +114,10 @@ class Selector:
             raise ValueError(f"keep must be >= 1, got {keep}")
         if not callable(loss) and loss not in ("softmax", "sigmoid"):
             raise ValueError(f'loss must be "softmax", "sigmoid" or callable, got {loss!r}')
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+        if callable(loss) and label_smoothing:
+            raise ValueError(f"label_smoothing must be 0 with a callable loss, got {label_smoothing}")
         if train_reference and (reference is None or reference_optimizer is None):
             raise ValueError("train_reference needs reference and reference_optimizer, got None")
         if method == "rho_loss":
@@ -127,6 +135,7 @@ class Selector:
         self.online, self.reference = online, reference
         self.keep, self.method, self.loss, self.inputs = keep, method, loss, inputs
         self.optimizer, self.reference_optimizer = optimizer, reference_optimizer
+        self.label_smoothing = label_smoothing
         self.train_reference, self.temperature, self.id_key = train_reference, temperature, id_key
         self.start, self.end, self.warmup = start, end, warmup
         self.seed, self.step, self.examples_scored, self.examples_trained = seed, 0, 0, 0
@@ -162,7 +171,7 @@ class Selector:
         if self.train_reference and self._super_batch is None:
             raise RuntimeError("update with train_reference must follow a call on a super-batch")
         if self.optimizer is not None:
-            self._train(self.online, self.optimizer, batch)
+            self._train(self.online, self.optimizer, batch, self.label_smoothing)
         if self.train_reference:
             self._train(self.reference, self.reference_optimizer, self._super_batch)
             self._super_batch = None
@@ -290,13 +299,13 @@ class Selector:
     def _inputs(self, batch: Any) -> tuple[Any, Tensor]:
         return self.inputs(batch) if self.inputs else (batch[0], batch[1])
 
-    def _train(self, model: Any, optimizer: Any, batch: Any) -> None:
+    def _train(self, model: Any, optimizer: Any, batch: Any, smoothing: float = 0.0) -> None:
         with torch.enable_grad():
             if callable(self.loss):
                 loss = self.loss(model, batch).mean()
             else:
                 x, y = self._inputs(batch)
-                loss = _mean_loss(model(x), y, self.loss)
+                loss = _mean_loss(model(x), y, self.loss, smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
         optimizer.step()
@@ -312,19 +321,21 @@ class Selector:
         return batch, batch.pop(self.id_key)  # type: ignore[attr-defined]
 
 
-def _mean_loss(logits: Tensor, targets: Tensor, loss: str) -> Tensor:  # []
+def _mean_loss(logits: Tensor, targets: Tensor, loss: str, smoothing: float) -> Tensor:  # []
     """The training loss that goes with a score: the mean over rows, or over tokens that count."""
-    logits = logits.float().reshape(-1, logits.shape[-1])
+    classes = logits.shape[-1]
+    logits = logits.float().reshape(-1, classes)
     if targets.is_floating_point():
         y = targets.reshape(logits.shape).float()
     elif loss == "softmax":
-        return F.cross_entropy(logits, targets.reshape(-1).long())
+        return F.cross_entropy(logits, targets.reshape(-1).long(), label_smoothing=smoothing)
     else:
         counts = targets.reshape(-1) != -100
         logits, y = logits[counts], targets.reshape(-1)[counts]
-        y = F.one_hot(y.long(), logits.shape[-1]).float()
+        y = F.one_hot(y.long(), classes).float()
     if loss == "softmax":
-        return F.cross_entropy(logits, y)
+        return F.cross_entropy(logits, y, label_smoothing=smoothing)
+    y = (1 - smoothing) * y + smoothing / classes
     return F.binary_cross_entropy_with_logits(logits, y, reduction="sum") / logits.shape[0]
 
 

@@ -56,18 +56,25 @@ def load(out: Path, configs: Iterable[Config]) -> tuple[list[Row], list[Config]]
     found = [records.read_json(file) for file in sorted(out.glob("*/run.json"))]
     runs, missing = [], []
     for config in configs:
-        wanted = asdict(config)
-        same = [
-            run
-            for run in found
-            if all(wanted[name] == run["config"][name] for name in wanted.keys() & run["config"])
-        ]
+        same = [run for run in found if _is(run, config)]
         if len(same) > 1:
             names = ", ".join(run["name"] for run in same)
             raise ValueError(f"{out} must hold one run of {config.name}, got {names}")
         runs += same
         missing += [] if same else [config]
     return runs, missing
+
+
+def _is(run: Row, config: Config) -> bool:
+    """Whether `run` was of `config`, and its reference of the config's reference."""
+    pairs = [(asdict(config), run["config"])]
+    if config.reference is not None and run["reference"] is not None:
+        pairs.append((asdict(config.reference), run["reference"]["config"]))
+    return all(
+        wanted[name] == found[name]
+        for wanted, found in pairs
+        for name in wanted.keys() & found.keys()
+    )
 
 
 def spread(values: Sequence[float]) -> Row:
@@ -271,6 +278,7 @@ def thin(run: Row) -> Row:
         **{name: round(run[name], 2) for name in ("seconds", "cpu_seconds")},
         "reference": (
             {
+                "updates": reference["config"]["updates"],
                 "accuracy": reference["accuracy"],
                 **{name: round(reference[name], 2) for name in ("seconds", "cpu_seconds")},
             }

@@ -201,5 +201,5 @@ def verdict(after: dict[str, Any], before: dict[str, Any], gain: dict[str, Any])
         text += " One seed says little."
     elif gained["low"] < 0 < gained["high"]:
         text += f" With {len(after['seeds'])} seeds the difference may be chance."
-    kept, base = after["mislabelled"]["share"], after["base_rate"]
-    return f"{text} {100 * kept:.1f} % of the rows it kept had wrong labels; base rate {100 * base:.1f} %."
+    kept, base = 100 * after["mislabelled"]["share"], 100 * after["base_rate"]
+    return f"{text} {kept:.1f} % of the rows it kept had wrong labels; base rate {base:.1f} %."

@@ -43,7 +43,7 @@ def render(text: str) -> str:
     ):
         mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not mark.search(text):
-            raise ValueError(f"README must hold <!-- {name} --> and <!-- /{name} -->, got neither whole")
+            raise ValueError(f"README must hold <!-- {name} --> and <!-- /{name} -->, got no pair")
         body = write(json.loads(source.read_text())) + "\n" if source.is_file() else ""
         text = mark.sub(rf"\g<1>{_literal(body)}\g<2>", text)
     return text

@@ -58,5 +58,6 @@ for _ in range(UPDATES):
 
 x, _, _ = draw(10_000)
 accuracy = (learner(x).argmax(-1) == teacher(x).argmax(-1)).float().mean()
-print(f"wrong labels: {seen / (SUPER * UPDATES):.1%} of all rows, {kept / (KEEP * UPDATES):.1%} of the rows kept")
-print(f"accuracy of the learner {accuracy:.1%}; effective share {sel.metrics()['activesel/ess']:.2f}")
+drawn_wrong, kept_wrong = seen / (SUPER * UPDATES), kept / (KEEP * UPDATES)
+print(f"wrong labels: {drawn_wrong:.1%} of the rows drawn, {kept_wrong:.1%} of the rows kept")
+print(f"accuracy of the learner on clean rows: {accuracy:.1%}")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures from runs: statistics against arithmetic, beta, claims, and honest wording."""
 
+import doctest
 import io
 import json
 from dataclasses import asdict, replace
@@ -40,6 +41,7 @@ def made(config, accuracy, wrong=10, extra=0.0):
         "seconds": 10.0,
         "cpu_seconds": 9.0,
         "reference": None if config.reference is None else {
+            "config": asdict(config.reference),
             "accuracy": 0.8, "seconds": 2.0, "cpu_seconds": 2.0,
         },
         "curve": curve,
@@ -157,6 +159,9 @@ def test_runs_are_known_by_what_they_recorded(tmp_path):
     store(tmp_path, old, "under-any-name")
     store(tmp_path, made(wanted[1], 0.7))
     store(tmp_path, made(replace(wanted[2], lr=0.5), 0.1))  # another setting
+    stale = made(wanted[2], 0.1)
+    stale["reference"]["config"]["updates"] += 1
+    store(tmp_path, stale)
     runs, missing = aggregate.load(tmp_path, wanted)
     assert [run["accuracy"] for run in runs] == [0.8, 0.7] and missing == [wanted[2]]
     store(tmp_path, made(wanted[1], 0.7), "copy")
@@ -223,3 +228,9 @@ def test_the_verdict_is_honest(accuracies, says, not_says):
     assert all(line in printed for line in demo.LINES.values())
     assert "│   total" in printed and "110.00" in printed
     assert printed.count("not reached") == (3 if "not reach" in text else 0)
+
+
+@pytest.mark.parametrize("module", [aggregate, demo])
+def test_examples_run(module):
+    result = doctest.testmod(module)
+    assert result.attempted > 0 and result.failed == 0

@@ -168,6 +168,7 @@ class Trainer:
             keep=config.keep,
             method=recipe.selector,
             optimizer=self.optimizers.get("online"),
+            label_smoothing=config.online_smoothing,
             train_reference=recipe.reference == "beside",
             reference_optimizer=self.optimizers.get("reference"),
             temperature=config.temperature,
