@@ -12,7 +12,6 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from activesel import spec
@@ -112,7 +111,7 @@ def _head_loss(
     out = features.new_empty(features.shape[0], dtype=torch.float32)
     size, flags = max(1, spec.HEAD_CHUNK // weight.shape[0]), 0
     for xs, ys, part in zip(features.split(size), labels.split(size), out.split(size), strict=True):
-        logits = F.linear(xs.float(), weight, bias)
+        logits = spec.head_logits(xs, weight, bias)
         flags |= _module().score(
             _operand(logits), (), _labels(ys)[1], loss == "sigmoid", label_smoothing, ignore_index,
             xs.shape[0], 1, part.data_ptr(), torch.get_num_threads(),

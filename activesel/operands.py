@@ -87,7 +87,9 @@ def untouched(*models: Any) -> Iterator[None]:
             m.training = flag
         for (m, name, b), copy in zip(buffers, copies, strict=True):
             m._buffers[name] = b  # it may have been replaced
-            if copy is not None and (torch.is_inference_mode_enabled() or not b.is_inference()):
+            if b is None or copy is None:
+                continue
+            if torch.is_inference_mode_enabled() or not b.is_inference():
                 b.data.copy_(copy)  # `.data`: whoever saved it for backward need not know
 
 

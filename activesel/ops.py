@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -40,9 +39,10 @@ def choose(
     device: torch.device,
 ) -> tuple[str, str]:  # name, reason
     """The backend that runs on a device, and why; `ACTIVESEL_BACKEND` overrides "auto"."""
-    wanted, said = backend, f'backend="{backend}"'
-    if wanted == "auto" and "ACTIVESEL_BACKEND" in os.environ:
-        wanted, said = os.environ["ACTIVESEL_BACKEND"], "ACTIVESEL_BACKEND"
+    if backend == "auto":
+        wanted, said = os.environ.get("ACTIVESEL_BACKEND", "auto"), "ACTIVESEL_BACKEND"
+    else:
+        wanted, said = backend, f'backend="{backend}"'
     if wanted not in BACKENDS:
         raise ValueError(f"{said} must be one of {', '.join(BACKENDS)}, got {wanted!r}")
     if wanted == "auto":
@@ -64,16 +64,6 @@ def choose(
 
 def _module(backend: str, device: torch.device) -> ModuleType:
     return _native if choose(backend, device)[0] == "native" else spec
-
-
-def _full_precision(
-    online: Sequence[Tensor], reference: Sequence[Tensor]
-) -> AbstractContextManager[Any]:
-    """Autocast would round a head's logits to bf16."""
-    device = (online or reference)[0].device.type
-    if (len(online) > 1 or len(reference) > 1) and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()
 
 
 def opaque(x: Tensor) -> bool:
@@ -111,10 +101,9 @@ def score(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     device = (online or reference)[0].device
-    with _full_precision(online, reference):
-        out = _module(backend, device).score(
-            online, reference, targets, loss, label_smoothing, ignore_index
-        )
+    out = _module(backend, device).score(
+        online, reference, targets, loss, label_smoothing, ignore_index
+    )
     _check_flags(out[1], targets, None)
     return out
 
@@ -134,11 +123,10 @@ def select(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     device = (online or reference)[0].device
-    with _full_precision(online, reference):
-        out = _module(backend, device).select(
-            online, reference, targets, k, seed, step, temperature, offset,
-            loss, label_smoothing, ignore_index,
-        )  # fmt: skip
+    out = _module(backend, device).select(
+        online, reference, targets, k, seed, step, temperature, offset,
+        loss, label_smoothing, ignore_index,
+    )  # fmt: skip
     _check_flags(out[4], targets, temperature)
     return out
 

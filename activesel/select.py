@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -14,11 +13,10 @@ import torch
 from torch import Tensor
 
 from activesel import ops
-from activesel.operands import FLOATS, Operand, tensors
+from activesel.arguments import integer, operands, seed_tensor, step_tensor, temperature_tensor
+from activesel.operands import Operand
 
 Loss: TypeAlias = Literal["softmax", "sigmoid"]
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-FLOAT_MAX = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,9 +164,9 @@ def select(
         >>> picked.indices.shape, picked.scores.shape
         (torch.Size([2]), torch.Size([8]))
     """
-    on, ref, rows = _operands(online, reference, targets, loss, label_smoothing, ignore_index)
+    on, ref, rows = operands(online, reference, targets, loss, label_smoothing, ignore_index)
     device = (on or ref)[0].device
-    k, offset = _int(k, "k"), _int(offset, "offset")
+    k, offset = integer(k, "k"), integer(offset, "offset")
     if not 0 <= k <= rows:
         raise ValueError(f"k must be in [0, {rows}], got {k}")
     if not 0 <= offset < (1 << 63) - rows:
@@ -176,8 +174,9 @@ def select(
     run = torch.ops.activesel.select if ops.opaque((on or ref)[0]) else ops.select
     out = run(
         on, ref, targets, k,
-        _seed(seed, device), _step(step, device), _temperature(temperature, device), offset,
-        loss, label_smoothing, ignore_index, backend,
+        seed_tensor(seed, device), step_tensor(step, device),
+        temperature_tensor(temperature, device), offset, loss, label_smoothing, ignore_index,
+        backend,
     )  # fmt: skip
     indices, scores, keys, threshold, flags = out
     return Selection(indices, scores, keys, threshold, temperature, flags)
@@ -203,7 +202,7 @@ def score(
         >>> activesel.score(online=torch.tensor([2.0, 3.0]), reference=torch.tensor([0.5, 4.0]))
         tensor([ 1.5000, -1.0000])
     """
-    on, ref, _ = _operands(online, reference, targets, loss, label_smoothing, ignore_index)
+    on, ref, _ = operands(online, reference, targets, loss, label_smoothing, ignore_index)
     run = torch.ops.activesel.score if ops.opaque((on or ref)[0]) else ops.score
     return run(on, ref, targets, loss, label_smoothing, ignore_index, backend)[0]
 
@@ -241,129 +240,6 @@ def sample(
         offset=offset,
         backend=backend,
     )
-
-
-# --------------------------------------------------------------------------------------- arguments
-
-
-def _operands(
-    online: Operand,
-    reference: Operand,
-    targets: Tensor | None,
-    loss: str,
-    label_smoothing: float,
-    ignore_index: int,
-) -> tuple[list[Tensor], list[Tensor], int]:
-    """Both operands as tensors and their number of rows, after checking them against each other."""
-    if loss not in ("softmax", "sigmoid"):
-        raise ValueError(f'loss must be "softmax" or "sigmoid", got {loss!r}')
-    _int(ignore_index, "ignore_index")
-    if not 0 <= _number(label_smoothing, "label_smoothing") <= 1:
-        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
-    on, ref = tensors(online, "online"), tensors(reference, "reference")
-    if not on and not ref:
-        raise ValueError("online or reference must be given, got None for both")
-    first = (on or ref)[0]
-    for side, name in ((on, "online"), (ref, "reference")):
-        if side and side[0].shape[0] != first.shape[0]:
-            raise ValueError(f"{name} must have {first.shape[0]} rows, got {side[0].shape[0]}")
-        for t in side:
-            _check_device(t, name, first.device)
-    unreduced = [(s, n) for s, n in ((on, "online"), (ref, "reference")) if s and s[0].ndim > 1]
-    if not unreduced:
-        if targets is not None:
-            raise ValueError("targets must be None when only losses are given, got a tensor")
-    else:
-        if targets is None:
-            raise ValueError(f"targets must be given for {unreduced[0][1]}, got None")
-        _check_targets(targets, unreduced, first.device)
-    return on, ref, first.shape[0]
-
-
-def _check_targets(
-    targets: Tensor, sides: list[tuple[list[Tensor], str]], device: torch.device
-) -> None:
-    if not isinstance(targets, Tensor):
-        raise TypeError(f"targets must be a Tensor, got {type(targets).__name__}")
-    if targets.dtype not in FLOATS + INTEGERS:
-        raise TypeError(f"targets must be integers or floats, got {targets.dtype}")
-    _check_device(targets, "targets", device)
-    for side, name in sides:
-        shape = [*side[0].shape[:-1], side[1].shape[0] if len(side) > 1 else side[0].shape[-1]]
-        if shape[-1] == 0:
-            raise ValueError(f"{name} must have at least one class, got shape {shape}")
-        expected = shape if targets.is_floating_point() else shape[:-1]
-        if list(targets.shape) != expected:
-            raise ValueError(
-                f"targets must be {expected} for {name}, got shape {list(targets.shape)}"
-            )
-    classes = {s[1].shape[0] if len(s) > 1 else s[0].shape[-1] for s, _ in sides}
-    if len(classes) > 1:
-        raise ValueError(f"online and reference must have the same classes, got {sorted(classes)}")
-
-
-def _check_device(t: Tensor, name: str, device: torch.device) -> None:
-    if t.device != device:
-        raise RuntimeError(f"{name} must be on {device}, got {t.device}")
-
-
-def _one(t: Tensor, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-    if t.numel() != 1:
-        raise ValueError(f"{name} must have one element, got shape {tuple(t.shape)}")
-    if t.dtype != dtype:
-        raise TypeError(f"{name} must be {dtype}, got {t.dtype}")
-    _check_device(t, name, device)
-    return t.detach().reshape(1)
-
-
-def _int(value: Any, name: str) -> int:
-    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
-        return value  # a symbolic one must stay so
-    if isinstance(value, np.integer):
-        return int(value)
-    raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-
-
-def _number(value: Any, name: str) -> float:
-    if not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    return value
-
-
-def _seed(seed: int | Tensor | None, device: torch.device) -> Tensor:  # [1] int64
-    if isinstance(seed, Tensor):
-        return _one(seed, "seed", torch.int64, device)
-    if seed is None:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError("seed must be given during CUDA graph capture, got None")
-        drawn = torch.randint(-(1 << 63), (1 << 63) - 1, (1,))
-        return drawn.to(device, non_blocking=True)
-    seed = _int(seed, "seed")
-    if not -(1 << 63) <= seed < 1 << 64:
-        raise ValueError(f"seed must fit in 64 bits, got {seed}")
-    return torch.full((1,), seed - (1 << 64) if seed >= 1 << 63 else seed, device=device)
-
-
-def _step(step: int | Tensor, device: torch.device) -> Tensor:  # [1] int64
-    if isinstance(step, Tensor):
-        return _one(step, "step", torch.int64, device)
-    step = _int(step, "step")
-    if not 0 <= step < 1 << 32:
-        raise ValueError(f"step must be in [0, 2^32), got {step}")
-    return torch.full((1,), step, device=device)
-
-
-def _temperature(temperature: float | Tensor, device: torch.device) -> Tensor:  # [1] float32
-    if isinstance(temperature, Tensor):
-        return _one(temperature, "temperature", torch.float32, device)
-    if not _number(temperature, "temperature") >= 0:
-        raise ValueError(f"temperature must be >= 0, got {temperature}")
-    if 0 < temperature * FLOAT_MAX < 1:
-        raise ValueError(
-            f"temperature must be 0 or have a finite 1/T in float32, got {temperature}"
-        )
-    t = math.inf if temperature > FLOAT_MAX else temperature
-    return torch.full((1,), t, dtype=torch.float32, device=device)
 
 
 # -------------------------------------------------------------------------------------------- take

@@ -47,9 +47,9 @@ class Selector:
             ``inputs`` too.
         inputs: ``inputs(batch) -> (x, targets)``; by default the batch's first two elements.
         optimizer: the online scorer's, used by ``update``.
-        label_smoothing: of the targets ``update`` trains the online scorer on, in [0, 1]; scores and
-            the reference are never smoothed. It keeps the online scorer less confident than the
-            reference, so that wrong labels, on which both are wrong, score low.
+        label_smoothing: of the targets ``update`` trains the online scorer on, in [0, 1]; scores
+            and the reference are never smoothed. It keeps the online scorer less confident than
+            the reference, so that wrong labels, which surprise both, score low.
         reference_optimizer: the reference's, used by ``update`` with ``train_reference``.
         train_reference: train the reference beside, on the whole super-batch (ClassAct-Online). The
             super-batch is kept until ``update``.
@@ -117,7 +117,7 @@ class Selector:
         if not 0 <= label_smoothing <= 1:
             raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
         if callable(loss) and label_smoothing:
-            raise ValueError(f"label_smoothing must be 0 with a callable loss, got {label_smoothing}")
+            raise ValueError(f"label_smoothing must be 0 for a callable, got {label_smoothing}")
         if train_reference and (reference is None or reference_optimizer is None):
             raise ValueError("train_reference needs reference and reference_optimizer, got None")
         if method == "rho_loss":
@@ -270,7 +270,8 @@ class Selector:
         temperature = self.temperature / min(ramp, 1.0)
         use_online, use_reference = NEEDS[self.method]
         if callable(self.loss):
-            targets, how = None, "softmax"
+            targets: Tensor | None = None
+            how: Loss = "softmax"
         else:
             (x, targets), how = self._inputs(batch), self.loss
 
@@ -318,7 +319,7 @@ class Selector:
                 f"batch must be a dict with id_key {self.id_key!r}, got {type(batch).__name__}"
             )
         batch = copy.copy(batch)
-        return batch, batch.pop(self.id_key)  # type: ignore[attr-defined]
+        return batch, batch.pop(self.id_key)
 
 
 def _mean_loss(logits: Tensor, targets: Tensor, loss: str, smoothing: float) -> Tensor:  # []

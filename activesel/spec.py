@@ -150,6 +150,16 @@ def token_loss(
     return out.masked_fill(bad, torch.nan), counts, bad
 
 
+def head_logits(
+    features: Tensor,  # [N, D] float
+    weight: Tensor,  # [C, D] float32
+    bias: Tensor | None,  # [C] float32
+) -> Tensor:  # [N, C] float32
+    """Logits in fp32, even under autocast, which would round them to bf16."""
+    with torch.autocast(features.device.type, enabled=False):
+        return F.linear(features.float(), weight, bias)
+
+
 def row_mean(
     loss: Tensor,  # [N] float32
     counts: Tensor,  # [N] bool
@@ -189,7 +199,7 @@ def row_loss(
     bias = operand[2].float() if len(operand) > 2 else None
     step = max(1, HEAD_CHUNK // weight.shape[0])
     parts = [
-        token_loss(F.linear(xs.float(), weight, bias), ys, loss, label_smoothing, ignore_index)
+        token_loss(head_logits(xs, weight, bias), ys, loss, label_smoothing, ignore_index)
         for xs, ys in zip(x.split(step), targets.split(step), strict=True)
     ]
     out, counts, bad = (torch.cat(p) for p in zip(*parts, strict=True))

@@ -47,8 +47,8 @@ def label(row: Mapping[str, Any]) -> str:
 def load(out: Path, configs: Iterable[Config]) -> tuple[list[Row], list[Config]]:
     """The finished runs among `configs`, and those of `configs` that are missing.
 
-    Runs are told apart by the configuration they recorded; fields that only one side knows are
-    left aside, so that a field added later does not orphan what was measured before.
+    Runs are told apart by the configuration they recorded, not by their names, and by that of
+    their reference. What a method does not use may differ: uniform has no scorer.
 
     Raises:
         ValueError: a damaged `run.json`, or two runs of the same configuration.
@@ -65,15 +65,20 @@ def load(out: Path, configs: Iterable[Config]) -> tuple[list[Row], list[Config]]
     return runs, missing
 
 
+ONLINE = {"online_lr", "online_smoothing"}
+PRETRAINED = {"scorer_lr", "reference_updates"}
+
+
 def _is(run: Row, config: Config) -> bool:
-    """Whether `run` was of `config`, and its reference of the config's reference."""
+    """Whether `run` was of `config`, as far as its method uses it."""
+    unused = PRETRAINED | (set() if config.recipe.online == "scorer" else ONLINE)
     pairs = [(asdict(config), run["config"])]
     if config.reference is not None and run["reference"] is not None:
         pairs.append((asdict(config.reference), run["reference"]["config"]))
     return all(
-        wanted[name] == found[name]
+        name in unused or (name in found and wanted[name] == found[name])
         for wanted, found in pairs
-        for name in wanted.keys() & found.keys()
+        for name in wanted
     )
 
 

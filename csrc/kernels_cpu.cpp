@@ -113,7 +113,7 @@ void count(const float* keys, int64_t begin, int64_t end, uint32_t mask, uint32_
 
 uint32_t emit(const float* keys, int64_t begin, int64_t end, uint32_t bar, int64_t ties,
               int64_t* rows) {
-  uint32_t o[kRows], below = 0;
+  uint32_t o[kRows], left_out = 0;
   int64_t chosen[kRows + 1];
   for (int64_t i = begin; i < end; i += kRows) {
     const int64_t n = end - i < kRows ? end - i : kRows;
@@ -122,8 +122,9 @@ uint32_t emit(const float* keys, int64_t begin, int64_t end, uint32_t bar, int64
     for (int64_t j = 0; j < n; ++j) equal += o[j] == bar;
     for (int64_t j = 0; j < n; ++j) {
       const uint32_t under = o[j] & (uint32_t(o[j] < bar) * 0xFFFFFFFF);
-      below = under > below ? under : below;
+      left_out = under > left_out ? under : left_out;
     }
+    if (equal > ties) left_out = bar;
     int64_t found = 0;
     if (equal <= ties || ties == 0) {  // all of them, or none
       const uint32_t lowest = equal <= ties ? bar : bar + 1;
@@ -143,7 +144,7 @@ uint32_t emit(const float* keys, int64_t begin, int64_t end, uint32_t bar, int64
     memcpy(rows, chosen, size_t(found) * sizeof *rows);
     rows += found;
   }
-  return below;
+  return left_out;
 }
 
 }  // namespace

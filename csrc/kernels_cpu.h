@@ -24,7 +24,7 @@ struct Kernels {
   // shift.
   void (*count)(const float* keys, int64_t begin, int64_t end, uint32_t mask, uint32_t prefix,
                 int shift, int bits, int64_t* counts);
-  // Writes the rows above `bar` and the first `ties` at it; returns the largest order below it.
+  // Writes the rows above `bar` and the first `ties` at it; returns the largest order left out.
   uint32_t (*emit)(const float* keys, int64_t begin, int64_t end, uint32_t bar, int64_t ties,
                    int64_t* rows);
 };

@@ -55,8 +55,7 @@ enum class Weights { none, uniform, soft };
 
 struct Sums {
   float top = -FLT_MAX;  // largest logit so far; not -inf, so that -inf - top is no NaN
-  double others = 0;     // softmax: sum of exp(x - top) over x != top
-  double ties = 0;       // softmax: how many equal top; they count exactly
+  double sum = 0;        // softmax: sum of exp(x - top)
   double linear = 0;     // softmax: sum of y' (x - top); sigmoid: of max(x, 0) - y' x
   double weight = 0;     // sum of y'
   double logs = 0;       // sigmoid: sum of log1p(exp(-|x|))
@@ -68,7 +67,10 @@ static float block_max(const float* x, int64_t n) {
   for (; i + 4 * kLanes <= n; i += 4 * kLanes)
     for (int j = 0; j < 4; ++j) top[j] = larger(load(x + i + j * kLanes), top[j]);
   for (; i + kLanes <= n; i += kLanes) top[0] = larger(load(x + i), top[0]);
-  if (i < n) top[1] = larger(Last(int(n - i)).mask(load_end(x, n), -FLT_MAX), top[1]);
+  if (i < n && n >= kLanes)
+    top[1] = larger(load_end(x, n), top[1]);  // some of them twice
+  else if (i < n)
+    top[1] = larger(Last(int(n)).mask(load_end(x, n), -FLT_MAX), top[1]);
   return largest(larger(larger(top[0], top[1]), larger(top[2], top[3])));
 }
 
@@ -101,24 +103,20 @@ static void softmax_block(const float* x, const float* y, int64_t n, Smoothing s
   const float top = block_max(x, n);
   if (top > sums.top) {
     const double rise = double(sums.top) - double(top);
-    if (sums.others + sums.ties != 0) sums.others = (sums.others + sums.ties) * exp(rise);
-    sums.ties = 0;
+    if (sums.sum != 0) sums.sum *= exp(rise);
     if (kWeights != Weights::none) sums.linear += rise * sums.weight;
     sums.top = top;
   }
   const Floats shift = all(sums.top), zero = all(0.0f);
-  Floats others = zero, linear = zero, targets = zero;
-  Ints ties = counters();
+  Floats sum = zero, linear = zero, targets = zero;
   for_lanes<kWeights>(x, y, n, [&](Floats v, Floats t, auto valid) {
     const Floats z = v - shift;
-    others = others + exp_of<true>(z);
-    ties = ties - (z == zero);
+    sum = sum + exp_of(z);
     if (kWeights == Weights::none) return;
     linear = linear + valid.mask(smooth.weights<kWeights>(t) * z, 0.0f);
     if (kWeights == Weights::soft) targets = targets + valid.mask(t, 0.0f);
   });
-  sums.others += total(others);
-  sums.ties += total(ties);
+  sums.sum += total(sum);
   sums.linear += total(linear);
   sums.weight += double(smooth.keep) * total(targets) + double(smooth.spread) * double(n);
 }
@@ -132,7 +130,7 @@ static void sigmoid_block(const float* x, const float* y, int64_t n, Smoothing s
   const Floats zero = all(0.0f), one = all(1.0f);
   Floats product = zero, linear = zero;
   for_lanes<kWeights>(x, y, n, [&](Floats v, Floats t, auto valid) {
-    const Floats e = exp_of<false>(zero - absolute(v));
+    const Floats e = exp_of(zero - absolute(v));
     product = product + e * (one + product);
     Floats term = larger(v, zero);
     if (kWeights != Weights::none) term = term - smooth.weights<kWeights>(t) * v;
@@ -177,8 +175,8 @@ static Token token_loss(const Operand& side, const Targets& targets, Loss loss, 
   const double keep = smooth.keep;
   const double at = soft ? 0 : *fetch(side.data, side.dtype, label, 1, 1, logits);
   if (loss.sigmoid) return {sums.logs + sums.linear - (soft ? 0 : keep * at), true, false};
-  if (!(sums.ties > 0) || sums.top > FLT_MAX) return {NAN, true, false};
-  const double log_sum = log1p(sums.others + (sums.ties - 1));
+  if (!(sums.sum > 0) || sums.top > FLT_MAX) return {NAN, true, false};
+  const double log_sum = log(sums.sum);
   if (soft) return {log_sum * sums.weight - sums.linear, true, false};
   return {log_sum - keep * (at - double(sums.top)) - sums.linear, true, false};
 }

@@ -24,7 +24,8 @@ const std::vector<Isa>& isas() {  // best first
       {"avx512", &avx512::kernels,
        bool(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))},
-      {"avx2", &avx2::kernels, bool(__builtin_cpu_supports("avx2"))},
+      {"avx2", &avx2::kernels,
+       bool(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))},
 #endif
       {"baseline", &baseline::kernels, true},
   };
@@ -72,10 +73,10 @@ class Shares {
 };
 
 double cost_of(const Operand& side, int64_t tokens) {
-  return side.kind == Kind::logits ? double(tokens) * (10 + 0.25 * double(side.classes)) : 1.0;
+  return side.kind == Kind::logits ? double(tokens) * (50 + 0.2 * double(side.classes)) : 1.0;
 }
 
-constexpr double kNoiseCost = 1.0, kCountCost = 1.0;
+constexpr double kNoiseCost = 3.0, kCountCost = 0.5;  // of one pass
 
 // The key of the `skip`-th row at `o`: both zeros share an order, and the sign is kept.
 float key_at(const float* keys, int64_t rows, uint32_t o, int64_t skip) {
@@ -118,11 +119,12 @@ int score_cpu(const Operand& online, const Operand& reference, const Targets& ta
 }
 
 // Radix selection on the ordered keys: each pass counts the next digit among the rows that still
-// share the k-th key's leading digits. Whatever the keys, that is a few reads of each.
+// share the k-th key's leading digits. Whatever the keys, that is a few reads of each. What comes
+// out is a bar: chosen are the rows above it, and the first `wanted` of those at it.
 int topk_cpu(const float* keys, int64_t rows, int64_t k, int64_t* indices, float* threshold,
              int threads) {
   const int width = rows < 4096 ? 8 : kMaxDigit;
-  const Shares shares(rows, 3 * kCountCost, threads);
+  const Shares shares(rows, kCountCost, threads);
   const size_t parts = size_t(shares.count()), digits = size_t{1} << width;
   std::vector<int64_t> counts(parts * digits), above(parts), equal(parts);
   uint32_t bar = 0xFFFFFFFF, mask = 0;  // above every order
@@ -134,37 +136,43 @@ int topk_cpu(const float* keys, int64_t rows, int64_t k, int64_t* indices, float
       kernels().count(keys, begin, end, mask, bar, shift, bits, &counts[size_t(share) * digits]);
     });
     uint32_t digit = (1u << bits) - 1;
-    for (;; --digit) {
-      int64_t here = 0;
-      for (size_t p = 0; p < parts; ++p) here += counts[p * digits + digit];
+    int64_t here = 0;
+    for (;; --digit, wanted -= here) {
+      here = 0;
+      for (size_t p = 0; p < parts; ++p) {
+        above[p] += equal[p];
+        here += equal[p] = counts[p * digits + digit];
+      }
       if (here >= wanted) break;
-      wanted -= here;
-      for (size_t p = 0; p < parts; ++p) above[p] += counts[p * digits + digit];
     }
-    for (size_t p = 0; p < parts; ++p) equal[p] = counts[p * digits + digit];
     bar |= digit << shift;
     mask |= ((1u << bits) - 1) << shift;
     left = shift;
+    if (here == wanted && shift > 0 && bar > 0) {  // the whole bucket: other digits do not matter
+      for (size_t p = 0; p < parts; ++p) above[p] += equal[p];
+      std::fill(equal.begin(), equal.end(), 0);
+      wanted = 0;
+      --bar;
+      break;
+    }
+    if (left > 0) std::fill(equal.begin(), equal.end(), 0);
   }
   // Each share knows how many rows it has above the bar, and how many of the ties come before it.
   std::vector<int64_t> start(parts), ties(parts);
-  std::vector<uint32_t> below(parts);
-  int64_t ties_left = wanted, at = 0, all_equal = 0;
+  std::vector<uint32_t> left_out(parts);
+  int64_t ties_left = wanted, at = 0;
   for (size_t p = 0; p < parts; ++p) {
     ties[p] = std::min(ties_left, equal[p]);
     ties_left -= ties[p];
     start[p] = at;
     at += above[p] + ties[p];
-    all_equal += equal[p];
   }
   shares.run([&](int share, int64_t begin, int64_t end) {
     const size_t p = size_t(share);
-    below[p] = kernels().emit(keys, begin, end, bar, ties[p], indices + start[p]);
+    left_out[p] = kernels().emit(keys, begin, end, bar, ties[p], indices + start[p]);
   });
-  if (all_equal > wanted)
-    *threshold = key_at(keys, rows, bar, wanted);
-  else
-    *threshold = key_at(keys, rows, *std::max_element(below.begin(), below.end()), 0);
+  const uint32_t best = *std::max_element(left_out.begin(), left_out.end());
+  *threshold = key_at(keys, rows, best, best == bar ? wanted : 0);
   return k > 0 && bar == 0 ? kTooFewRows : 0;
 }
 

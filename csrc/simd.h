@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sixteen fp32 lanes as however many registers the instruction set needs, so that sums are taken in
-// the same order everywhere. All of it has internal linkage: each instruction set has its own copy.
+// the same order everywhere: with `fused` one operation, losses agree to the bit between machines.
+// All of it has internal linkage: each instruction set has its own copy.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -9,6 +10,8 @@
 
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace activesel {
@@ -41,7 +44,6 @@ struct Floats {
     return out;                                                                      \
   }
 
-ACTIVESEL_EACH(Ints, counters, (), IntPart{})  // not `= {}`, which may leave the registers
 ACTIVESEL_EACH(Floats, all, (float x), x - FloatPart{})
 ACTIVESEL_EACH(Floats, operator+, (Floats a, Floats b), a.p[i] + b.p[i])
 ACTIVESEL_EACH(Floats, operator-, (Floats a, Floats b), a.p[i] - b.p[i])
@@ -63,6 +65,20 @@ ACTIVESEL_FN FloatPart larger(FloatPart a, FloatPart b) {  // b where either is 
 #endif
 }
 ACTIVESEL_EACH(Floats, larger, (Floats a, Floats b), larger(a.p[i], b.p[i]))
+
+// a * b + c, rounded once where the machine can: every x86 with AVX2, every aarch64.
+ACTIVESEL_FN FloatPart fused(FloatPart a, FloatPart b, FloatPart c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+  return vfmaq_f32(c, a, b);
+#else
+  return a * b + c;
+#endif
+}
+ACTIVESEL_EACH(Floats, fused, (Floats a, Floats b, Floats c), fused(a.p[i], b.p[i], c.p[i]))
 
 ACTIVESEL_FN FloatPart floor_of(FloatPart t) {
 #if defined(__AVX512F__)
@@ -102,9 +118,10 @@ struct All {
 struct Last {
   Ints valid;
   ACTIVESEL_MEMBER explicit Last(int n) {  // the n last lanes
-    int32_t lane[kLanes];
-    for (int i = 0; i < kLanes; ++i) lane[i] = i < kLanes - n ? 0 : -1;
-    memcpy(&valid, lane, sizeof valid);
+    static const int32_t table[2 * kLanes] = {0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,
+                                              0,  0,  0,  0,  0,  -1, -1, -1, -1, -1, -1,
+                                              -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
+    for (int i = 0; i < kParts; ++i) memcpy(&valid.p[i], table + n + i * kWidth, sizeof valid.p[i]);
   }
   ACTIVESEL_MEMBER Floats mask(Floats a, float fill) const { return select(valid, a, all(fill)); }
 };
@@ -138,27 +155,25 @@ ACTIVESEL_FN float largest(Floats a) {
   return even > odd ? even : odd;
 }
 
-// exp(z) for z <= 0; 0 where that would be subnormal, and for z = 0 if kSkipZero; NaN stays.
-// Error: 1.3 ulp of the polynomial, and half an ulp of z, which is |z| / 2 ulp of the result.
-template <bool kSkipZero>
+// exp(z) for z <= 0; exactly 1 at 0, and 0 where it would be subnormal; NaN stays. Error: 1.6 ulp
+// of the polynomial, and half an ulp of z, which is |z| / 2 ulp of the result.
 ACTIVESEL_FN Floats exp_of(Floats z) {
   const Floats t = z * all(1.44269504f);
 #if defined(__AVX512F__)
-  const Floats r = t - floor_of(t);
+  const Floats r = {{_mm512_reduce_ps(t.p[0], 0x09)}};  // t - floor(t)
 #else
   const Floats bounded = larger(all(-127.0f), t), n = floor_of(bounded), r = bounded - n;
 #endif
   const Floats r2 = r * r;  // 2^r on [0, 1), fitted by us; paired terms make a short chain
-  const Floats p = all(0.9999999403953552f) + r * all(0.6931527256965637f) +
-                   r2 * (all(0.24015571177005768f) + r * all(0.05582128465175629f) +
-                         r2 * (all(0.00899455789476633f) + r * all(0.0018756279023364186f)));
+  const Floats p0 = fused(r, all(0.6931512951850891f), all(1.0f));
+  const Floats p2 = fused(r, all(0.05579991266131401f), all(0.24016444385051727f));
+  const Floats p4 = fused(r, all(0.0018671300495043397f), all(0.009017030708491802f));
+  const Floats p = fused(r2, fused(r2, p4, p2), p0);
 #if defined(__AVX512F__)
-  __mmask16 normal = _mm512_cmp_ps_mask(t.p[0], _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
-  if (kSkipZero) normal = _mm512_mask_cmp_ps_mask(normal, t.p[0], FloatPart{}, _CMP_NEQ_UQ);
+  const __mmask16 normal = _mm512_cmp_ps_mask(t.p[0], _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
   return {{_mm512_maskz_scalef_ps(normal, p.p[0], t.p[0])}};
 #else
-  const Floats y = p * power_of_two(n);
-  return kSkipZero ? select(z == all(0.0f), all(0.0f), y) : y;
+  return p * power_of_two(n);
 #endif
 }
 

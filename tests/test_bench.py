@@ -152,19 +152,20 @@ def store(folder, run, name=None):
 
 
 def test_runs_are_known_by_what_they_recorded(tmp_path):
-    wanted = [Config(seed=seed) for seed in range(3)]
-    old = made(wanted[0], 0.8)
-    old["config"] |= {"since_removed": 1}
-    del old["config"]["online_lr"]  # a field added later
-    store(tmp_path, old, "under-any-name")
-    store(tmp_path, made(wanted[1], 0.7))
-    store(tmp_path, made(replace(wanted[2], lr=0.5), 0.1))  # another setting
-    stale = made(wanted[2], 0.1)
+    wanted = [Config("uniform"), *(Config(seed=seed) for seed in range(3))]
+    uniform, first = made(wanted[0], 0.9), made(wanted[1], 0.8)
+    uniform["config"] |= {"since_removed": 1, "online_lr": 0.5}  # uniform has no online scorer
+    store(tmp_path, uniform, "under-any-name")
+    store(tmp_path, first)
+    store(tmp_path, made(replace(wanted[2], online_lr=0.5), 0.1), "other-setting")
+    stale, old = made(wanted[2], 0.1), made(wanted[3], 0.1)
     stale["reference"]["config"]["updates"] += 1
-    store(tmp_path, stale)
+    del old["config"]["online_lr"]  # from before there was such a field: who knows what it did
+    store(tmp_path, stale, "other-reference")
+    store(tmp_path, old)
     runs, missing = aggregate.load(tmp_path, wanted)
-    assert [run["accuracy"] for run in runs] == [0.8, 0.7] and missing == [wanted[2]]
-    store(tmp_path, made(wanted[1], 0.7), "copy")
+    assert [run["accuracy"] for run in runs] == [0.9, 0.8] and missing == wanted[2:]
+    store(tmp_path, first, "copy")
     with pytest.raises(ValueError, match="must hold one run of classact"):
         aggregate.load(tmp_path, wanted)
 

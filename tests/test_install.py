@@ -13,6 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
+PACKAGES = [path for path in sys.path if path.endswith("-packages")]
 PROBE = """
 import torch, activesel
 from activesel import _native
@@ -57,7 +58,9 @@ def install(source, target, **environment):
 
 
 def probe(target):
-    out = run([sys.executable, "-c", PROBE], PYTHONPATH=str(target))
+    """What it says of itself; -S, lest an editable install here lend it a native module."""
+    path = os.pathsep.join([str(target), *PACKAGES])
+    out = run([sys.executable, "-S", "-c", PROBE], PYTHONPATH=path)
     assert out.returncode == 0 and str(target) in out.stdout, out.stdout
     return out.stdout
 
@@ -109,8 +112,7 @@ def site_of(environment):
 def environment(tmp_path):
     """A virtual environment that sees this one's packages, torch above all."""
     venv.create(tmp_path / "venv", with_pip=True)
-    theirs = [path for path in sys.path if path.endswith("site-packages")]
-    (site_of(tmp_path / "venv") / "theirs.pth").write_text("\n".join(theirs) + "\n")
+    (site_of(tmp_path / "venv") / "theirs.pth").write_text("\n".join(PACKAGES) + "\n")
     return tmp_path / "venv"
 
 

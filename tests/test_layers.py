@@ -17,7 +17,7 @@ LAYERS = [
     {"spec"},
     {"_native"},
     {"ops"},
-    {"operands", "select"},
+    {"operands", "arguments", "select"},
     {"selector", "testing"},
     {"models", "ledger"},
     {"loop", "__main__"},
