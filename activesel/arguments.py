@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -101,7 +102,17 @@ def number(value: Any, name: str) -> Any:
     return value
 
 
-def seed_tensor(given: int | Tensor | None, device: torch.device) -> Tensor:  # [1] int64
+@lru_cache(maxsize=16)
+def kept_full(size: tuple[int, ...], value: float, **kind: Any) -> Tensor:
+    """`torch.full` for numbers that rarely change, only ever read: making one takes 1 us."""
+    return torch.full(size, value, **kind)
+
+
+def seed_tensor(
+    given: int | Tensor | None,
+    device: torch.device,
+    full: Callable[..., Tensor],
+) -> Tensor:  # [1] int64
     if isinstance(given, Tensor):
         return _one(given, "seed", torch.int64, device)
     if given is None:
@@ -112,7 +123,8 @@ def seed_tensor(given: int | Tensor | None, device: torch.device) -> Tensor:  # 
     seed = integer(given, "seed")
     if not -(1 << 63) <= seed < 1 << 64:
         raise ValueError(f"seed must fit in 64 bits, got {seed}")
-    return _full(seed - (1 << 64) if seed >= 1 << 63 else seed, torch.int64, device)
+    signed = seed - (1 << 64) if seed >= 1 << 63 else seed
+    return full((1,), signed, dtype=torch.int64, device=device)
 
 
 def step_tensor(given: int | Tensor, device: torch.device) -> Tensor:  # [1] int64
@@ -124,30 +136,16 @@ def step_tensor(given: int | Tensor, device: torch.device) -> Tensor:  # [1] int
     return torch.full((1,), step, device=device)
 
 
-def temperature_tensor(temperature: float | Tensor, device: torch.device) -> Tensor:  # [1] float32
-    if isinstance(temperature, Tensor):
-        return _one(temperature, "temperature", torch.float32, device)
-    if not number(temperature, "temperature") >= 0:
-        raise ValueError(f"temperature must be >= 0, got {temperature}")
-    if 0 < temperature * FLOAT_MAX < 1:
-        raise ValueError(
-            f"temperature must be 0 or have a finite 1/T in float32, got {temperature}"
-        )
-    t = math.inf if temperature > FLOAT_MAX else temperature
-    return torch.full((1,), t, dtype=torch.float32, device=device)
-
-
-def _full(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:  # [1]
-    """A number as a tensor. On the CPU those that rarely change are kept: each costs 1 us."""
-    if (
-        device.type != "cpu"
-        or torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-    ):
-        return torch.full((1,), value, dtype=dtype, device=device)
-    return _kept(value, dtype)
-
-
-@lru_cache(maxsize=16)
-def _kept(value: float, dtype: torch.dtype) -> Tensor:  # [1], only ever read
-    return torch.full((1,), value, dtype=dtype)
+def temperature_tensor(
+    given: float | Tensor,
+    device: torch.device,
+    full: Callable[..., Tensor],
+) -> Tensor:  # [1] float32
+    if isinstance(given, Tensor):
+        return _one(given, "temperature", torch.float32, device)
+    if not number(given, "temperature") >= 0:
+        raise ValueError(f"temperature must be >= 0, got {given}")
+    if 0 < given * FLOAT_MAX < 1:
+        raise ValueError(f"temperature must be 0 or have a finite 1/T in float32, got {given}")
+    t = math.inf if given > FLOAT_MAX else given
+    return full((1,), t, dtype=torch.float32, device=device)

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from activesel import ops
-from activesel.arguments import integer, operands, seed_tensor, step_tensor, temperature_tensor
+from activesel.arguments import (
+    integer,
+    kept_full,
+    operands,
+    seed_tensor,
+    step_tensor,
+    temperature_tensor,
+)
 from activesel.operands import Operand
 
 Loss: TypeAlias = Literal["softmax", "sigmoid"]
@@ -171,14 +178,15 @@ def select(
         raise ValueError(f"k must be in [0, {rows}], got {k}")
     if not 0 <= offset < (1 << 63) - rows:
         raise ValueError(f"offset must be in [0, 2^63 - {rows}), got {offset}")
-    run = torch.ops.activesel.select if ops.opaque((on or ref)[0]) else ops.select
-    out = run(
+    opaque = ops.opaque((on or ref)[0])
+    full = kept_full if device.type == "cpu" and not opaque else torch.full
+    run = torch.ops.activesel.select if opaque else ops.select
+    indices, scores, keys, threshold, flags = run(
         on, ref, targets, k,
-        seed_tensor(seed, device), step_tensor(step, device),
-        temperature_tensor(temperature, device), offset, loss, label_smoothing, ignore_index,
-        backend,
+        seed_tensor(seed, device, full), step_tensor(step, device),
+        temperature_tensor(temperature, device, full), offset,
+        loss, label_smoothing, ignore_index, backend,
     )  # fmt: skip
-    indices, scores, keys, threshold, flags = out
     return Selection(indices, scores, keys, threshold, temperature, flags)
 
 

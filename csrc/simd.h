@@ -160,7 +160,7 @@ ACTIVESEL_FN float largest(Floats a) {
 ACTIVESEL_FN Floats exp_of(Floats z) {
   const Floats t = z * all(1.44269504f);
 #if defined(__AVX512F__)
-  const Floats r = {{_mm512_reduce_ps(t.p[0], 0x09)}};  // t - floor(t)
+  const Floats r = t - floor_of(t);
 #else
   const Floats bounded = larger(all(-127.0f), t), n = floor_of(bounded), r = bounded - n;
 #endif

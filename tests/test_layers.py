@@ -68,7 +68,8 @@ def test_the_core_does_not_know_its_users():
         "_native": {"spec", "_C", "__version__"},
         "ops": {"spec", "_native"},
         "operands": set(),
-        "select": {"ops", "operands"},
+        "arguments": {"operands"},
+        "select": {"ops", "operands", "arguments"},
         "selector": {"select", "operands"},
         "testing": {"select"},
     }
