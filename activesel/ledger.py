@@ -68,7 +68,11 @@ def selection_flops(
 
 @dataclass(frozen=True)
 class Ledger:
-    """FLOPs by purpose; `total` is their sum."""
+    """FLOPs by purpose; `total` is their sum.
+
+    >>> ((Ledger(learner=3) + Ledger(scoring_online=1)) * 2).total
+    8.0
+    """
 
     learner: float = 0.0
     scoring_online: float = 0.0
@@ -79,7 +83,11 @@ class Ledger:
 
     @property
     def total(self) -> float:
-        """Sum of all lines."""
+        """Sum of all lines.
+
+        >>> Ledger(learner=3, selection=1).total
+        4.0
+        """
         return float(sum(asdict(self).values()))
 
     def __add__(self, other: Ledger) -> Ledger:
@@ -100,12 +108,20 @@ class Ledger:
         return 1 - self.total / iid.total
 
     def compute_positive(self, iid: Ledger) -> bool:
-        """Whether less was spent than by training on IID rows."""
+        """Whether less was spent than by training on IID rows.
+
+        >>> Ledger(learner=75, scoring_online=15).compute_positive(Ledger(learner=100))
+        True
+        """
         return self.total < iid.total
 
 
 def learner_speedup(beta: float) -> float:
-    """1 - beta, beta = updates needed / updates IID needs for the same metric."""
+    """1 - beta, beta = updates needed / updates IID needs for the same metric.
+
+    >>> learner_speedup(0.75)
+    0.25
+    """
     if beta < 0:
         raise ValueError(f"beta must be at least 0, got {beta}")
     return 1 - beta

@@ -148,6 +148,7 @@ def against(row: Row, uniform: Row) -> Row:
         "compute_speedup_if_reached": ours.compute_speedup(theirs),
         "compute_speedup_without_online_training": published.compute_speedup(theirs),
         "compute_positive": ours.compute_positive(theirs),
+        "cpu_seconds_share": row["cpu_seconds"] / uniform["cpu_seconds"],
     }
 
 
@@ -175,6 +176,7 @@ def beta(cells: Sequence[Row]) -> Row:
         "at": best["share_of_updates"],
         "flops_share_there": 1 - best["compute_speedup_if_reached"],
         "accuracy_gain_there": best["accuracy_gain"],
+        "cpu_seconds_share_there": best["cpu_seconds_share"],
     }
 
 

@@ -128,7 +128,7 @@ def test_finished_runs_and_references_are_only_read(tmp_path, split):
     assert weights.stat().st_mtime_ns == written, "two runs share one reference"
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", "truncated", "foreign"])
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", "truncated", "halved", "foreign"])
 def test_a_damaged_checkpoint_is_refused_by_name(content, tmp_path, split):
     settings = config("uniform")
     with pytest.raises(Stop):
@@ -136,6 +136,8 @@ def test_a_damaged_checkpoint_is_refused_by_name(content, tmp_path, split):
     checkpoint = tmp_path / settings.name / "checkpoint.pt"
     if content == "truncated":
         content = checkpoint.read_bytes()[:-200]
+    if content == "halved":  # torch raises something else at this length
+        content = checkpoint.read_bytes()[:5000]
     if content == "foreign":
         torch.save({"weights": torch.zeros(2)}, checkpoint)
     else:

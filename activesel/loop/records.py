@@ -109,7 +109,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Tensors and primitives only; ValueError if the file is damaged or of another version."""
     try:
         state = torch.load(path, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, BadZipFile, ValueError) as error:
+    except (FileNotFoundError, PermissionError):
+        raise
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        pickle.UnpicklingError,
+        BadZipFile,
+        ValueError,
+    ) as error:
         raise ValueError(
             f"{path} must be a whole checkpoint (delete it to start over), got: {error}"
         ) from error

@@ -33,7 +33,11 @@ SIZES: dict[str, tuple[int, int, int]] = {
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Everything that fixes the shapes of a `ViT`, and so what a weight file must carry."""
+    """Everything that fixes the shapes of a `ViT`, and so what a weight file must carry.
+
+    >>> ViTConfig(width=32, depth=2, heads=2, image_size=28, patch=7, channels=1).pool
+    'mean'
+    """
 
     width: int
     depth: int
@@ -64,7 +68,11 @@ class ViTConfig:
 
     @property
     def tokens(self) -> int:
-        """Sequence length inside the blocks, class token included."""
+        """Sequence length inside the blocks, class token included.
+
+        >>> ViTConfig(width=32, depth=2, heads=2, image_size=28, patch=7, pool="class").tokens
+        17
+        """
         return (self.image_size // self.patch) ** 2 + (self.pool == "class")
 
 
