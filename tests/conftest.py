@@ -8,6 +8,9 @@ import torch
 
 from activesel import _native, spec
 
+with torch.device("meta"):  # torch lists its constructors once, and must not list a poisoned one
+    torch.empty(0)
+
 BACKENDS = ["torch", *(["native"] if _native.available() else [])]
 MODULES = {"torch": spec, "native": _native}
 ISAS = ["avx512", "avx2", "baseline"]
