@@ -44,7 +44,8 @@ sel = activesel.Selector(
     online,
     reference,
     keep=KEEP,
-    temperature=0.25,
+    temperature=0.5,
+    label_smoothing=0.2,
     optimizer=torch.optim.AdamW(online.parameters(), 1e-2),
 )
 seen = kept = 0

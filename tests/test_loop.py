@@ -290,3 +290,17 @@ def test_workers_stop_with_the_sweep(signum, tmp_path):
 def test_sweep_refuses_no_workers(tmp_path):
     with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
         next(sweep([], tmp_path, workers=0))
+
+
+def test_the_command_line_trains_and_writes(tmp_path):
+    """On the real data: one small ClassAct run, with record, table and curves."""
+    options = "--method classact --updates 4 --reference-updates 4 --evaluations 2 --quick 100"
+    command = [sys.executable, "-m", "activesel.loop.classify", *options.split()]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.glob("classact-*")
+    files = {"run.json", "run.csv", "curves.svg", "curves.png"}
+    assert files <= {file.name for file in folder.iterdir()}
+    assert "accuracy" in done.stdout

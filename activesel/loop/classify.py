@@ -341,7 +341,7 @@ def main() -> None:
 
     from activesel.loop import plots
 
-    def command(config: tyro.conf.OmitArgPrefixes[Config], out: Path = Path("runs")) -> None:
+    def command(config: Config, out: Path = Path("runs")) -> None:
         """Train one classifier on selected rows; stop it at any time, the same line goes on."""
         with Progress(transient=True) as progress:
             bar = progress.add_task(config.name, total=config.updates)
@@ -358,7 +358,7 @@ def main() -> None:
             f"{folder}/run.json, run.csv, curves.svg, curves.png"
         )
 
-    tyro.cli(command)
+    tyro.cli(command, config=(tyro.conf.OmitArgPrefixes,))
 
 
 if __name__ == "__main__":
