@@ -5,6 +5,8 @@ import doctest
 import importlib
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,3 +97,10 @@ def test_flags_documented_are_the_flags_there_are():
     bits = [spec.NONFINITE_SCORE, spec.TOO_FEW_ROWS, spec.BAD_TARGET, spec.BAD_TEMPERATURE]
     text = " ".join(activesel.Selection.__doc__.split())
     assert [f"{b} " in text.partition("flags:")[2] for b in bits] == [True] * 4
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_example_scripts_run(script):
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
