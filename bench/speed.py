@@ -7,9 +7,6 @@ by `exponential_().log()`, `topk`, `sort`.
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import statistics
 import subprocess
 import time
@@ -25,6 +22,7 @@ from torch import Tensor
 
 import activesel
 from activesel import _native, spec
+from activesel.loop import records
 from activesel.testing import assert_as_accurate
 
 RESULTS = Path(__file__).parent / "results" / "speed-cpu.json"
@@ -161,29 +159,18 @@ def measure(case: Case, n: int, seconds: float = SECONDS) -> Row:
 
 
 def machine() -> dict[str, Any]:
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].partition(":")[2].strip() if names else model
+    """The loop's description of the machine; threads are a column of the table here."""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "kernels": _native.reason(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": commit or "unknown",
-    }
+    described = records.environment()
+    del described["threads"]
+    return {**described, "kernels": _native.reason(), "commit": commit or "unknown"}
 
 
 def save(rows: list[Row], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
     content = {"schema": 1, "machine": machine(), "rows": [asdict(row) for row in rows]}
-    scratch.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(scratch, path)
+    records.write_json(path, content)
 
 
 def command(out: Path = RESULTS, seconds: float = SECONDS) -> None:

@@ -48,8 +48,6 @@ ACTIVESEL_EACH(Floats, all, (float x), x - FloatPart{})
 ACTIVESEL_EACH(Floats, operator+, (Floats a, Floats b), a.p[i] + b.p[i])
 ACTIVESEL_EACH(Floats, operator-, (Floats a, Floats b), a.p[i] - b.p[i])
 ACTIVESEL_EACH(Floats, operator*, (Floats a, Floats b), a.p[i] * b.p[i])
-ACTIVESEL_EACH(Ints, operator==, (Floats a, Floats b), a.p[i] == b.p[i])
-ACTIVESEL_EACH(Ints, operator-, (Ints a, Ints b), a.p[i] - b.p[i])
 ACTIVESEL_EACH(Floats, select, (Ints c, Floats a, Floats b), c.p[i] ? a.p[i] : b.p[i])
 ACTIVESEL_EACH(Floats, absolute, (Floats a), FloatPart(IntPart(a.p[i]) & 0x7FFFFFFF))
 
@@ -135,14 +133,6 @@ ACTIVESEL_FN double total(Floats a) {
   for (int half = kLanes / 4; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
   return sum[0];
-}
-
-ACTIVESEL_FN int32_t total(Ints a) {
-  typedef int32_t Quad __attribute__((vector_size(16)));
-  Quad q[kLanes / 4];
-  memcpy(q, &a, sizeof a);
-  const Quad sum = (q[0] + q[1]) + (q[2] + q[3]);
-  return sum[0] + sum[1] + sum[2] + sum[3];
 }
 
 ACTIVESEL_FN float largest(Floats a) {
