@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compiled module `activesel._C`: loaded when first asked for; only here are pointers taken.
 
-Functions have the names, arguments and results of their twins in `spec`, and run on CPU tensors.
+Functions have the names, arguments and results of their twins in `spec`, and run on CPU tensors;
+those that end in `_cuda` run on CUDA tensors, on the current stream, and wait for nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from activesel import spec
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3, torch.int64: 4}
 LOSSES, LOGITS = 1, 2  # kinds of operand; these numbers are launch.h's
+GPU = "cuda"  # the type of device that functions ending in `_cuda` run on
+NO_CUDA = "activesel._C was built without CUDA: reinstall with nvcc and ACTIVESEL_CUDA=on"
 
 Ints = tuple[int, ...]
 
@@ -57,7 +60,7 @@ def cuda_reason(device: int = 0) -> str:
     if module is None:
         return why
     if not module.cuda:
-        return "activesel._C was built without CUDA: reinstall with nvcc and ACTIVESEL_CUDA=on"
+        return NO_CUDA
     try:
         count = module.cuda_device_count()
         if device >= count:
@@ -68,13 +71,17 @@ def cuda_reason(device: int = 0) -> str:
     return ""
 
 
-def _readable(x: Tensor) -> Tensor:
+def _on(device: str, x: Tensor) -> Tensor:
     """The one guard before a pointer is taken."""
-    if not x.is_cpu:
-        raise RuntimeError(f"native kernels need CPU tensors, got one on {x.device}")
+    if x.device.type != device:
+        raise RuntimeError(f"native kernels need {device.upper()} tensors, got one on {x.device}")
+    return x.resolve_neg()
+
+
+def _readable(x: Tensor, device: str = "cpu") -> Tensor:
     if x.dtype not in DTYPES:
         raise TypeError(f"native kernels read {', '.join(map(str, DTYPES))}, got {x.dtype}")
-    return x.resolve_neg()
+    return _on(device, x)
 
 
 def _operand(x: Tensor) -> Ints:  # as `operand` in bindings.cpp reads it
@@ -239,3 +246,95 @@ def topk(
         torch.get_num_threads(),
     )  # fmt: skip
     return indices, threshold, torch.tensor(flags, dtype=torch.int32)
+
+
+# -------------------------------------------------------------------------------------- on the GPU
+
+
+def _cuda() -> Any:
+    module = _module()
+    if not module.cuda:
+        raise RuntimeError(NO_CUDA)
+    return module
+
+
+def _stream(device: torch.device) -> int:
+    return torch._C._cuda_getCurrentRawStream(device.index)
+
+
+def _plain(name: str, x: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`x` so that a pointer to its numbers is all a kernel on `device` has to know."""
+    x = _on(GPU, x).contiguous()
+    if x.device != device:
+        raise RuntimeError(f"{name} must be on {device} as the rest is, got {x.device}")
+    if x.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype}, got {x.dtype}")
+    return x
+
+
+class _Results:
+    """What a call on the GPU writes to, and the arguments that say where."""
+
+    __slots__ = ("arguments", "flags", "indices", "threshold", "workspace")
+
+    def __init__(self, x: Tensor, k: int) -> None:
+        rows = x.shape[0]
+        if not 0 <= k <= rows:
+            raise ValueError(f"k must be in [0, {rows}], got {k}")
+        self.indices = x.new_empty(k, dtype=torch.int64)
+        self.threshold = x.new_empty((), dtype=torch.float32)
+        self.flags = x.new_empty((), dtype=torch.int32)
+        self.workspace = x.new_empty(_cuda().topk_cuda_workspace(rows) // 8 + 1, dtype=torch.int64)
+        self.arguments = (
+            self.indices.data_ptr(), self.threshold.data_ptr(), self.flags.data_ptr(),
+            self.workspace.data_ptr(), x.device.index or 0, _stream(x.device),
+        )  # fmt: skip
+
+
+def topk_cuda(
+    keys: Tensor,  # [B] float32
+    k: int,
+    partial: Tensor | None = None,  # [P] int32, flags found so far: their OR joins the result's
+) -> tuple[Tensor, Tensor, Tensor]:
+    if keys.ndim != 1:
+        raise ValueError(f"keys must be [B], got {list(keys.shape)}")
+    keys = _plain("keys", keys, torch.float32, keys.device)
+    words, count = 0, 0
+    if partial is not None:
+        partial = _plain("partial", partial, torch.int32, keys.device)
+        words, count = partial.data_ptr(), partial.numel()
+    out = _Results(keys, k)
+    _cuda().topk_cuda(keys.data_ptr(), keys.shape[0], k, words, count, *out.arguments)
+    return out.indices, out.threshold, out.flags
+
+
+def select_cuda(
+    online: Sequence[Tensor],  # [] | [losses [B]]
+    reference: Sequence[Tensor],
+    k: int,
+    seed: Tensor,
+    step: Tensor,
+    temperature: Tensor,
+    offset: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    sides = [[_readable(x, GPU) for x in side] for side in (online, reference)]
+    first, *rest = sides[0] + sides[1]
+    for x in (first, *rest):
+        if x.shape != first.shape or x.ndim != 1:
+            raise ValueError(f"losses must be [B] and of one length, got {list(x.shape)}")
+        if not x.is_floating_point():
+            raise TypeError(f"losses must be floating, got {x.dtype}")
+        if x.device != first.device:
+            raise RuntimeError(f"losses must be on one device, got {first.device} and {x.device}")
+    state = [
+        _plain("seed", seed, torch.int64, first.device),
+        _plain("step", step, torch.int64, first.device),
+        _plain("temperature", temperature, torch.float32, first.device),
+    ]
+    out = _Results(first, k)
+    scores, keys = (first.new_empty(first.shape, dtype=torch.float32) for _ in range(2))
+    _cuda().select_cuda(
+        *(_operand(side[0]) if side else () for side in sides), *(x.data_ptr() for x in state),
+        offset, first.shape[0], k, scores.data_ptr(), keys.data_ptr(), *out.arguments,
+    )  # fmt: skip
+    return out.indices, scores, keys, out.threshold, out.flags

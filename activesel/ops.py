@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from types import ModuleType
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from activesel import _native, spec
+from activesel import _native, _triton, spec
 
 BACKENDS = ("auto", "torch", "native", "triton", "cuda")
+PREFERRED = {"cpu": ("native",), "cuda": ("cuda", "triton")}
+
+MODULES = {"torch": spec, "native": _native, "triton": _triton}
 
 LIB = torch.library.Library("activesel", "DEF")
 LIB.define(
@@ -34,36 +37,54 @@ LIB.define(
 )
 
 
+# What a backend may have a kernel for: heads or logits -> keys, losses -> scores, losses -> keys ->
+# rows, keys -> rows.
+STAGES = ("head", "logits", "scores", "losses", "topk")
+
+
+@cache
+def _why_not(name: str, stage: str, device: torch.device) -> str:
+    """Empty if a backend can do a stage on a device, else the reason why it cannot."""
+    if name == "triton":
+        return _triton.reason(device)
+    if name == "native":
+        if device.type != "cpu":
+            return f"native kernels run on the CPU, got tensors on {device}"
+        return "" if _native.available() else _native.reason()
+    if name == "cuda":
+        if device.type != "cuda":
+            return f"CUDA kernels run on CUDA devices, got tensors on {device}"
+        if stage not in ("losses", "topk"):
+            return f"no CUDA C++ kernel takes {stage}, a Triton kernel does"
+        return _native.cuda_reason(device.index or 0)
+    return ""
+
+
 def choose(
     backend: str,
     device: torch.device,
+    stage: str = "losses",
 ) -> tuple[str, str]:  # name, reason
-    """The backend that runs on a device, and why; `ACTIVESEL_BACKEND` overrides "auto"."""
+    """The backend that takes a stage on a device, and why; `ACTIVESEL_BACKEND` overrides "auto"."""
     if backend == "auto":
         wanted, said = os.environ.get("ACTIVESEL_BACKEND", "auto"), "ACTIVESEL_BACKEND"
     else:
         wanted, said = backend, f'backend="{backend}"'
     if wanted not in BACKENDS:
         raise ValueError(f"{said} must be one of {', '.join(BACKENDS)}, got {wanted!r}")
-    if wanted == "auto":
-        if device.type != "cpu":
-            return "torch", f"no kernels for {device.type} in this version"
-        if _native.available():
-            return "native", "compiled module present"
-        return "torch", _native.reason()
-    if wanted == "torch":
-        return "torch", said
-    if wanted == "native":
-        if device.type != "cpu":
-            raise RuntimeError(f"{said} runs on the CPU, got tensors on {device}")
-        if not _native.available():
-            raise RuntimeError(f"{said} cannot run: {_native.reason()}")
-        return "native", said
-    raise RuntimeError(f"{said} cannot run: this version has no {wanted} kernels")
-
-
-def _module(backend: str, device: torch.device) -> ModuleType:
-    return _native if choose(backend, device)[0] == "native" else spec
+    if wanted != "auto":
+        if why := _why_not(wanted, stage, device):
+            raise RuntimeError(f"{said} cannot run: {why}")
+        return wanted, said
+    better: dict[str, str] = {}  # and why they cannot
+    for name in PREFERRED.get(device.type, ()):
+        if not (why := _why_not(name, stage, device)):
+            return name, "; ".join(better.values()) or "the fastest here"
+        better[name] = why
+    why = "; ".join(better.values()) or f"no kernels for {device.type}"
+    if better and device.type != "cpu":
+        _triton.say_once(f"activesel: {stage} on {device} is left to torch: {why}")
+    return "torch", why
 
 
 def opaque(x: Tensor) -> bool:
@@ -77,6 +98,13 @@ def opaque(x: Tensor) -> bool:
         or torch._C._functorch.peek_interpreter_stack() is not None
         or type(x) is not Tensor
     )
+
+
+def _stage(online: Sequence[Tensor], reference: Sequence[Tensor], reduced: str) -> str:
+    sides = [side for side in (online, reference) if side]
+    if all(side[0].ndim == 1 for side in sides):
+        return reduced
+    return "head" if any(len(side) > 1 for side in sides) else "logits"
 
 
 def _check_flags(flags: Tensor, targets: Tensor | None, temperature: Tensor | None) -> None:
@@ -101,9 +129,8 @@ def score(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     device = (online or reference)[0].device
-    out = _module(backend, device).score(
-        online, reference, targets, loss, label_smoothing, ignore_index
-    )
+    name, _ = choose(backend, device, _stage(online, reference, "scores"))
+    out = MODULES[name].score(online, reference, targets, loss, label_smoothing, ignore_index)
     _check_flags(out[1], targets, None)
     return out
 
@@ -123,9 +150,15 @@ def select(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     device = (online or reference)[0].device
-    out = _module(backend, device).select(
+    name, _ = choose(backend, device, _stage(online, reference, "losses"))
+    if name == "cuda":
+        return _native.select_cuda(online, reference, k, seed, step, temperature, offset)
+    best: dict[str, Any] = {}
+    if name == "triton" and backend == "auto" and choose(backend, device, "topk")[0] == "cuda":
+        best["find"] = _native.topk_cuda
+    out = MODULES[name].select(
         online, reference, targets, k, seed, step, temperature, offset,
-        loss, label_smoothing, ignore_index,
+        loss, label_smoothing, ignore_index, **best,
     )  # fmt: skip
     _check_flags(out[4], targets, temperature)
     return out

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every test gets: one thread, a seed, the backends at hand, and poisoned allocations."""
 
+import os
 import sys
 
 import hypothesis
 import pytest
 import torch
 
-from activesel import _native, spec
+if not torch.cuda.is_available():  # before anything imports Triton
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from activesel import _native, _triton, spec
 
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
@@ -15,14 +19,34 @@ hypothesis.settings.load_profile("any machine")
 with torch.device("meta"):  # torch lists its constructors once, and must not list a poisoned one
     torch.empty(0)
 
-BACKENDS = ["torch", *(["native"] if _native.available() else [])]
-MODULES = {"torch": spec, "native": _native}
+CPU = torch.device("cpu")
+MODULES = {"torch": spec, "native": _native, "triton": _triton}
+BACKENDS = ["torch"]
+if _native.available():
+    BACKENDS.append("native")
+if not _triton.reason(CPU):
+    BACKENDS.append("triton")
 ISAS = ["avx512", "avx2", "baseline"]
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request):
     return request.param
+
+
+@pytest.fixture(params=[b for b in BACKENDS if b != "triton"])
+def host_backend(request):
+    """Those made for the CPU: for tests of threads, of time, and of many draws or large sizes.
+
+    Interpreted Triton kernels are slow and single-threaded; that their keys and rows are the
+    specification's, bit for bit, is shown on fewer and smaller inputs.
+    """
+    return request.param
+
+
+@pytest.fixture
+def host_module(host_backend):
+    return MODULES[host_backend]
 
 
 @pytest.fixture

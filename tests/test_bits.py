@@ -73,10 +73,10 @@ def test_backends_agree_at_any_size(rows, temperature):
         assert_same_bits(results[0], other)
 
 
-def test_threads_change_nothing(backend, with_threads):
+def test_threads_change_nothing(host_backend, with_threads):
     scores = torch.randn(300_001)
     results = [
-        with_threads(n, lambda: run(backend, scores, 77_777, 1, 2, 0.5, 1)) for n in (1, 2, 3)
+        with_threads(n, lambda: run(host_backend, scores, 77_777, 1, 2, 0.5, 1)) for n in (1, 2, 3)
     ]
     assert_same_bits(results[0], results[1])
     assert_same_bits(results[0], results[2])

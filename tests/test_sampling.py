@@ -42,35 +42,35 @@ def test_exact_values_of_equal_scores():
 
 
 @pytest.mark.parametrize(("k", "temperature"), [(1, 1.0), (3, 1.0), (3, 0.5), (5, 2.0), (6, 1.0)])
-def test_sample_is_plackett_luce(backend, k, temperature):
+def test_sample_is_plackett_luce(host_backend, k, temperature):
     def sampler(scores, k, draw):
-        return activesel.sample(scores, k, temperature, seed=7, step=draw, backend=backend)
+        return activesel.sample(scores, k, temperature, seed=7, step=draw, backend=host_backend)
 
-    assert_plackett_luce(sampler, SCORES, k, temperature=temperature, draws=DRAWS[backend])
+    assert_plackett_luce(sampler, SCORES, k, temperature=temperature, draws=DRAWS[host_backend])
 
 
-def test_seeds_and_offsets_are_as_good_as_steps(backend):
+def test_seeds_and_offsets_are_as_good_as_steps(host_backend):
     def by_seed(scores, k, draw):
-        return activesel.sample(scores, k, seed=draw, backend=backend)
+        return activesel.sample(scores, k, seed=draw, backend=host_backend)
 
     def by_offset(scores, k, draw):
-        return activesel.sample(scores, k, seed=0, offset=draw * 6, backend=backend)
+        return activesel.sample(scores, k, seed=0, offset=draw * 6, backend=host_backend)
 
-    assert_plackett_luce(by_seed, SCORES, 3, draws=DRAWS[backend])
-    assert_plackett_luce(by_offset, SCORES, 3, draws=DRAWS[backend])
+    assert_plackett_luce(by_seed, SCORES, 3, draws=DRAWS[host_backend])
+    assert_plackett_luce(by_offset, SCORES, 3, draws=DRAWS[host_backend])
 
 
-def test_infinite_temperature_is_uniform(backend):
+def test_infinite_temperature_is_uniform(host_backend):
     def sampler(scores, k, draw):
-        return activesel.sample(SCORES, k, INF, seed=0, step=draw, backend=backend)
+        return activesel.sample(SCORES, k, INF, seed=0, step=draw, backend=host_backend)
 
-    assert_plackett_luce(sampler, torch.zeros(6), 3, draws=DRAWS[backend])
+    assert_plackett_luce(sampler, torch.zeros(6), 3, draws=DRAWS[host_backend])
 
 
-def test_many_draws_at_once(module):
+def test_many_draws_at_once(host_module):
     """The noise alone, as [N, 6]: enough draws to see errors of a few tenths of a percent."""
     n = 1 << 18
-    g = module.noise(n * 6, torch.tensor([3]), torch.tensor([1])).view(n, 6)
+    g = host_module.noise(n * 6, torch.tensor([3]), torch.tensor([1])).view(n, 6)
     kept = (SCORES + g).topk(3, dim=1).indices
     counts = torch.bincount(kept.flatten(), minlength=6)
     p = inclusion_probabilities(SCORES, 3)
@@ -186,12 +186,14 @@ def test_truncated_tails_are_caught(gumbel):
         assert_exact_tail(gumbel)
 
 
-def test_largest_of_many_follows_the_tail(module):
+def test_largest_of_many_follows_the_tail(host_module):
     """max of 2^18 Gumbels minus log(2^18) is Gumbel again; 24-bit uniforms end at 16.6."""
     from scipy import stats
 
     n, step = 1 << 18, torch.arange(100)
-    largest = [module.noise(n, torch.tensor([1]), step[i : i + 1]).max().item() for i in range(100)]
+    largest = [
+        host_module.noise(n, torch.tensor([1]), step[i : i + 1]).max().item() for i in range(100)
+    ]
     shifted = [g - math.log(n) for g in largest]
     assert stats.kstest(shifted, "gumbel_r").pvalue > 1e-3
     assert max(largest) > 16.7

@@ -85,12 +85,12 @@ def work(backend):
     return picked.indices, picked.keys
 
 
-def test_many_callers_at_once(backend, with_threads):
-    expected = work(backend)
+def test_many_callers_at_once(host_backend, with_threads):
+    expected = work(host_backend)
 
     def all_at_once():
         with ThreadPoolExecutor(4) as pool:
-            return list(pool.map(lambda _: work(backend), range(16)))
+            return list(pool.map(lambda _: work(host_backend), range(16)))
 
     for threads in (1, 2):
         for indices, keys in with_threads(threads, all_at_once):

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Key -> top-k where the compiled module has no CUDA: radix select, deterministic, any k.
+
+Three passes count the keys by their upper 11, middle 11 and lower 10 bits, each among the rows that
+agree with the k-th (counted from 0) in the bits before; a fourth counts the rows above and beside
+it per block; a fifth writes the chosen rows in ascending order. Five launches and a memset.
+
+Bytes: the keys five times, from the L2 cache up to about ten million rows.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from activesel import spec
+
+BLOCK = 4096
+BINS = tl.constexpr(2048)
+TOO_FEW_ROWS = tl.constexpr(spec.TOO_FEW_ROWS)
+
+
+@triton.jit
+def _order(keys_ptr, row, live):
+    """[R] uint32 in the order of the keys: NaN is 0, below -inf; both zeros are the same."""
+    key = tl.load(keys_ptr + row, mask=live, other=float("nan"))
+    bits = (key + 0.0).to(tl.uint32, bitcast=True)
+    negative = (bits >> 31) != 0
+    ordered = tl.where(negative, bits ^ 0xFFFFFFFF, bits ^ 0x80000000)
+    return tl.where(key == key, ordered, 0)
+
+
+@triton.jit
+def _pick(histogram_ptr, rank):
+    """The bin that holds the `rank`-th row from above, and its rank within that bin."""
+    bins = tl.arange(0, BINS)
+    count = tl.load(histogram_ptr + bins)
+    above = tl.sum(count, 0) - tl.cumsum(count, 0)
+    here = (above <= rank) & (rank < above + count)
+    return tl.sum(tl.where(here, bins, 0), 0), rank - tl.sum(tl.where(here, above, 0), 0)
+
+
+@triton.jit
+def _threshold(histogram_ptr, rank):
+    """Order of the `rank`-th row, and its rank among the rows of the same order."""
+    high, rank = _pick(histogram_ptr, rank)
+    middle, rank = _pick(histogram_ptr + BINS, rank)
+    low, rank = _pick(histogram_ptr + 2 * BINS, rank)
+    return (high.to(tl.uint32) << 21) | (middle.to(tl.uint32) << 10) | low.to(tl.uint32), rank
+
+
+@triton.jit
+def histogram_kernel(
+    keys_ptr,
+    histogram_ptr,  # [3, BINS] int32, zeros before the first pass
+    rows: tl.int64,
+    rank,
+    PASS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    live = row < rows
+    order = _order(keys_ptr, row, live)
+    if PASS == 0:
+        digit = order >> 21
+    else:
+        high, rank = _pick(histogram_ptr, rank)
+        live = live & ((order >> 21).to(tl.int32) == high)
+        digit = (order >> 10) & 0x7FF
+        if PASS == 2:
+            middle, rank = _pick(histogram_ptr + BINS, rank)
+            live = live & (digit.to(tl.int32) == middle)
+            digit = order & 0x3FF
+    count = tl.histogram(digit.to(tl.int32), BINS, mask=live)
+    place = histogram_ptr + PASS * BINS + tl.arange(0, BINS)
+    tl.atomic_add(place, count, mask=count > 0, sem="relaxed")
+
+
+@triton.jit
+def count_kernel(
+    keys_ptr,
+    histogram_ptr,
+    counts_ptr,  # [2, blocks] int32: rows above the threshold, rows beside it
+    rows: tl.int64,
+    rank,
+    BLOCK: tl.constexpr,
+):
+    block = tl.program_id(0)
+    row = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    live = row < rows
+    order = _order(keys_ptr, row, live)
+    threshold, _ = _threshold(histogram_ptr, rank)
+    tl.store(counts_ptr + block, tl.sum((live & (order > threshold)).to(tl.int32), 0))
+    beside = (live & (order == threshold)).to(tl.int32)
+    tl.store(counts_ptr + tl.num_programs(0) + block, tl.sum(beside, 0))
+
+
+@triton.jit
+def write_kernel(
+    keys_ptr,
+    histogram_ptr,
+    counts_ptr,
+    partial_ptr,  # [partials] int32
+    indices_ptr,  # [k] int64
+    threshold_ptr,  # [] float32
+    flags_ptr,  # [] int32
+    rows: tl.int64,
+    rank,
+    k,
+    partials,
+    ALL: tl.constexpr,  # k == rows
+    BLOCK: tl.constexpr,
+    COUNTS: tl.constexpr,  # blocks, rounded up to a power of two
+):
+    block = tl.program_id(0)
+    row = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    live = row < rows
+    order = _order(keys_ptr, row, live)
+    threshold, needed = _threshold(histogram_ptr, rank)
+    if ALL:
+        tl.store(indices_ptr + row, row, mask=live)
+    else:
+        before = tl.arange(0, COUNTS)
+        earlier = before < block
+        above = tl.sum(tl.load(counts_ptr + before, mask=earlier, other=0), 0)
+        beside = counts_ptr + tl.num_programs(0) + before
+        beside = tl.sum(tl.load(beside, mask=earlier, other=0), 0)
+        equal = live & (order == threshold)
+        rank_beside = beside + tl.cumsum(equal.to(tl.int32), 0) - 1
+        chosen = (live & (order > threshold)) | (equal & (rank_beside < needed))
+        place = above + tl.minimum(beside, needed) + tl.cumsum(chosen.to(tl.int32), 0) - 1
+        tl.store(indices_ptr + place, row, mask=chosen)
+    if block == 0:
+        flags = 0
+        for start in range(0, partials, BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            words = tl.load(partial_ptr + at, mask=at < partials, other=0)
+            flags = tl.maximum(flags, tl.max(words, 0))
+        nan = tl.load(histogram_ptr)  # the lowest bin of the first pass holds nothing but NaN
+        few = tl.where(rows - nan < k, TOO_FEW_ROWS, 0)
+        tl.store(flags_ptr, flags | few)
+        if ALL:
+            left_out = 0.0 - float("inf")
+        else:
+            bits = tl.where(threshold >> 31 != 0, threshold ^ 0x80000000, threshold ^ 0xFFFFFFFF)
+            left_out = bits.to(tl.float32, bitcast=True)
+            left_out = tl.where(threshold == 0, -float("inf"), left_out)
+        tl.store(threshold_ptr, left_out)
+
+
+def topk(
+    keys: Tensor,  # [B] float32
+    k: int,
+    partial: Tensor | None = None,  # [P] int32, flags of the kernels that made the keys
+) -> tuple[Tensor, Tensor, Tensor]:  # indices [k] int64 ascending, threshold [] float32, flags []
+    rows, device = keys.shape[0], keys.device
+    indices = torch.empty(k, dtype=torch.int64, device=device)
+    if rows == 0:
+        flags = torch.zeros((), dtype=torch.int32, device=device)
+        return indices, torch.full((), -torch.inf, device=device), flags
+    threshold = torch.empty((), device=device)
+    flags = torch.empty((), dtype=torch.int32, device=device)
+    blocks = triton.cdiv(rows, BLOCK)
+    histogram = torch.zeros(3 * BINS.value, dtype=torch.int32, device=device)
+    counts = torch.empty(2 * blocks, dtype=torch.int32, device=device)
+    rank = min(k, rows - 1)
+    for digit in range(3):
+        histogram_kernel[(blocks,)](keys, histogram, rows, rank, PASS=digit, BLOCK=BLOCK)
+    count_kernel[(blocks,)](keys, histogram, counts, rows, rank, BLOCK=BLOCK)
+    write_kernel[(blocks,)](
+        keys, histogram, counts, partial, indices, threshold, flags, rows, rank, k,
+        0 if partial is None else partial.shape[0],
+        ALL=k == rows, BLOCK=BLOCK, COUNTS=triton.next_power_of_2(blocks),
+    )  # fmt: skip
+    return indices, threshold, flags
