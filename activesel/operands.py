@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+log = logging.getLogger("activesel")
 
 
 class Head(NamedTuple):
@@ -41,9 +46,15 @@ class Forward(NamedTuple):
     forward runs without gradients and in evaluation mode, under the caller's autocast, and leaves
     training flags, buffers and random states exactly as it found them.
 
+    On CUDA devices `forward_features` is compiled by torch and replayed as a CUDA graph, once per
+    shape; the first call takes as long as that takes. It runs as it is where it cannot be compiled
+    (one line in the log says so), and while a caller traces, counts or captures.
+
     Args:
         scorer: module or callable.
         images: whatever the scorer takes, rows first.
+        compile: False never compiles, True does on any device; None (default) on CUDA devices,
+            unless the environment has ACTIVESEL_COMPILE=off.
 
     Example:
         >>> import torch, activesel
@@ -56,6 +67,7 @@ class Forward(NamedTuple):
 
     scorer: Callable[[Any], Tensor]
     images: Any
+    compile: bool | None = None
 
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -93,17 +105,48 @@ def untouched(*models: Any) -> Iterator[None]:
                 b.data.copy_(copy)  # `.data`: whoever saved it for backward need not know
 
 
-def forward(
-    scorer: Callable[[Any], Tensor],
-    images: Any,
-) -> Head | Tensor:
+def _features(scorer: Any, images: Any) -> Tensor:
+    return scorer.forward_features(images)
+
+
+@cache
+def _compiled() -> Callable[[Any, Any], Tensor]:
+    return torch.compile(_features, mode="reduce-overhead")
+
+
+_uncompilable: set[type] = set()
+
+
+def _run_compiled(scorer: Any, images: Any) -> Tensor:
+    torch.compiler.cudagraph_mark_step_begin()
+    try:
+        return _compiled()(scorer, images).clone()  # the next replay overwrites the original
+    except Exception as error:
+        out = _features(scorer, images)  # raises too, if the fault is not the compiler's
+        log.warning("activesel: %s cannot be compiled: %s", type(scorer).__name__, error)
+        _uncompilable.add(type(scorer))
+        return out
+
+
+def _compiles(scorer: Any, wanted: bool | None) -> bool:
+    if wanted is None:
+        on_gpu = scorer.head.weight.is_cuda
+        wanted = on_gpu and os.environ.get("ACTIVESEL_COMPILE", "on") != "off"
+    watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    return wanted and not watched and not capturing and type(scorer) not in _uncompilable
+
+
+def forward(operand: Forward) -> Head | Tensor:
     """Features and head where the scorer offers both, else its output."""
+    scorer = operand.scorer
     with untouched(scorer):
         head = getattr(scorer, "head", None)
         features = getattr(scorer, "forward_features", None)
         if type(head) is nn.Linear and callable(features):  # a subclass may do more
-            return Head(features(images), head.weight, head.bias)
-        return scorer(images)
+            run = _run_compiled if _compiles(scorer, operand.compile) else _features
+            return Head(run(scorer, operand.images), head.weight, head.bias)
+        return scorer(operand.images)
 
 
 def tensors(
@@ -114,7 +157,7 @@ def tensors(
     if operand is None:
         return []
     if isinstance(operand, Forward):
-        operand = forward(operand.scorer, operand.images)
+        operand = forward(operand)
     if isinstance(operand, Head):
         return _head_tensors(operand, name)
     operand = _scored(operand, name)

@@ -43,7 +43,7 @@ STAGES = ("head", "logits", "scores", "losses", "topk")
 
 
 @cache
-def _why_not(name: str, stage: str, device: torch.device) -> str:
+def why_not(name: str, stage: str, device: torch.device) -> str:
     """Empty if a backend can do a stage on a device, else the reason why it cannot."""
     if name == "triton":
         return _triton.reason(device)
@@ -73,12 +73,12 @@ def choose(
     if wanted not in BACKENDS:
         raise ValueError(f"{said} must be one of {', '.join(BACKENDS)}, got {wanted!r}")
     if wanted != "auto":
-        if why := _why_not(wanted, stage, device):
+        if why := why_not(wanted, stage, device):
             raise RuntimeError(f"{said} cannot run: {why}")
         return wanted, said
     better: dict[str, str] = {}  # and why they cannot
     for name in PREFERRED.get(device.type, ()):
-        if not (why := _why_not(name, stage, device)):
+        if not (why := why_not(name, stage, device)):
             return name, "; ".join(better.values()) or "the fastest here"
         better[name] = why
     why = "; ".join(better.values()) or f"no kernels for {device.type}"

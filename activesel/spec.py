@@ -186,12 +186,8 @@ def row_loss(
         return x.float(), torch.zeros((), dtype=torch.bool, device=x.device)
     assert targets is not None  # `select` has checked it
     rows = x.shape[0]
-    x = x.reshape(-1, x.shape[-1])
-    targets = (
-        targets.reshape(-1, targets.shape[-1])
-        if targets.is_floating_point()
-        else targets.reshape(-1)
-    )
+    x = x.flatten(0, -2)
+    targets = targets.flatten(0, -2 if targets.is_floating_point() else -1)
     if len(operand) == 1:
         out, counts, bad = token_loss(x, targets, loss, label_smoothing, ignore_index)
         return row_mean(out, counts, rows), bad.any()

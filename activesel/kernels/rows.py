@@ -20,28 +20,32 @@ def _loss(
 ):  # fmt: skip
     """Mean over a row's tokens that count of the losses, each made of `splits` parts."""
     if splits is None:
-        return tl.load(ptr + row * stride, mask=live, other=0.0).to(tl.float32)
-    total = tl.zeros(row.shape, tl.float32)
-    count = tl.zeros(row.shape, tl.float32)
-    for t in range(tokens):
-        token = row * tokens + t
-        y = tl.load(labels_ptr + token * labels_stride, mask=live, other=0).to(tl.int64)
-        loss = tl.load(ptr + token, mask=live, other=0.0)
-        part = ptr + token
-        for _ in range(1, splits):
-            part += rows * tokens
-            other = tl.load(part, mask=live, other=0.0)
-            if SIGMOID:
-                loss = loss + other
-            else:  # log(e^a + e^b), where either or both may be infinite
-                high = tl.maximum(loss, other, propagate_nan=tl.PropagateNan.ALL)
-                low = tl.minimum(loss, other, propagate_nan=tl.PropagateNan.ALL)
-                loss = high + tl.log(1.0 + tl.exp(tl.where(high == low, 0.0, low - high)))
-        loss = tl.where(loss == -float("inf"), float("nan"), loss)  # there were only -inf logits
-        counts = y != ignore
-        total += tl.where(counts, loss, 0.0)
-        count += tl.where(counts, 1.0, 0.0)
-    return tl.div_rn(total, count)
+        mean = tl.load(ptr + row * stride, mask=live, other=0.0).to(tl.float32)
+    else:
+        total = tl.zeros(row.shape, tl.float32)
+        count = tl.zeros(row.shape, tl.float32)
+        for t in range(tokens):
+            token = row * tokens + t
+            y = tl.load(labels_ptr + token * labels_stride, mask=live, other=0).to(tl.int64)
+            loss = tl.load(ptr + token, mask=live, other=0.0)
+            part = ptr + token
+            for _ in range(1, splits):
+                part += rows * tokens
+                other = tl.load(part, mask=live, other=0.0)
+                if SIGMOID:
+                    loss = loss + other
+                else:  # log(e^a + e^b), where either or both may be infinite
+                    high = tl.maximum(loss, other, propagate_nan=tl.PropagateNan.ALL)
+                    low = tl.minimum(loss, other, propagate_nan=tl.PropagateNan.ALL)
+                    loss = high + tl.log(1.0 + tl.exp(tl.where(high == low, 0.0, low - high)))
+            loss = tl.where(
+                loss == -float("inf"), float("nan"), loss
+            )  # there were only -inf logits
+            counts = y != ignore
+            total += tl.where(counts, loss, 0.0)
+            count += tl.where(counts, 1.0, 0.0)
+        mean = tl.div_rn(total, count)
+    return mean
 
 
 @triton.jit(do_not_specialize=["ignore", "offset"])

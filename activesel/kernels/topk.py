@@ -167,7 +167,9 @@ def topk(
     counts = torch.empty(2 * blocks, dtype=torch.int32, device=device)
     rank = min(k, rows - 1)
     for digit in range(3):
-        histogram_kernel[(blocks,)](keys, histogram, rows, rank, PASS=digit, BLOCK=BLOCK)
+        histogram_kernel[(blocks,)](
+            keys, histogram, rows, rank, PASS=digit, BLOCK=BLOCK, num_warps=8
+        )
     count_kernel[(blocks,)](keys, histogram, counts, rows, rank, BLOCK=BLOCK)
     write_kernel[(blocks,)](
         keys, histogram, counts, partial, indices, threshold, flags, rows, rank, k,

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m activesel doctor`: which backend takes what here, why, and whether it is right."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from activesel import __version__, _native, ops, spec
+from activesel.operands import Head
+from activesel.select import score, select
+
+STAGES = {
+    "head": "heads -> scores, keys",
+    "logits": "logits -> scores, keys",
+    "scores": "losses -> scores",
+    "losses": "losses -> keys -> rows",
+    "topk": "keys -> rows",
+}
+ROWS, CLASSES, WIDTH, KEPT = 300, 130, 48, 61  # nothing of it a multiple of a tile
+
+Find = Callable[[Tensor, int], tuple[Tensor, Tensor, Tensor]]
+
+
+def find_rows(backend: str) -> Find:
+    """Top-k of keys by one backend."""
+    return _native.topk_cuda if backend == "cuda" else ops.MODULES[backend].topk
+
+
+def _side(stage: str, device: torch.device, seed: int) -> Head | Tensor:
+    g = torch.Generator().manual_seed(seed)
+    if stage == "head":
+        x, w = torch.randn(ROWS, WIDTH, generator=g), torch.randn(CLASSES, WIDTH, generator=g)
+        return Head(x.to(device).bfloat16(), (w / WIDTH**0.5).to(device).bfloat16())
+    shape = (ROWS, CLASSES) if stage == "logits" else (ROWS,)
+    return torch.randn(shape, generator=g).to(device)
+
+
+def _true_loss(x: Head | Tensor, labels: Tensor | None) -> Tensor:  # [B] float64
+    if isinstance(x, Head):
+        x = x.features.double() @ x.weight.double().T
+    x = x.double()
+    return x if labels is None else F.cross_entropy(x, labels, reduction="none")
+
+
+def check(backend: str, stage: str, device: torch.device) -> str:
+    """Empty if a backend does a stage as the specification says, else what is wrong."""
+    online, reference = (_side(stage, device, seed) for seed in (0, 1))
+    if stage == "topk":
+        assert isinstance(online, Tensor)
+        return _rows_differ(find_rows(backend)(online, KEPT), online)
+    labels = None
+    if stage in ("head", "logits"):
+        labels = torch.arange(ROWS, device=device) % CLASSES
+    both = {"online": online, "reference": reference, "targets": labels, "backend": backend}
+    picked = None if stage == "scores" else select(**both, k=KEPT, seed=1, step=2)  # type: ignore
+    got = score(**both) if picked is None else picked.scores  # type: ignore[arg-type]
+    truth = _true_loss(online, labels) - _true_loss(reference, labels)
+    if not (error := (got - truth).abs().max().item()) <= 1e-5:
+        return f"scores are off by {error:.1e}"
+    if picked is None:
+        return ""
+    noise = spec.noise(ROWS, torch.tensor([1]), torch.tensor([2]))
+    keys, _ = spec.key(got.cpu(), noise, torch.ones(1))
+    if not torch.equal(picked.keys.cpu(), keys):
+        return "keys are not the specification's for these scores"
+    return _rows_differ((picked.indices, picked.threshold, picked.flags), keys)
+
+
+def _rows_differ(found: tuple[Tensor, Tensor, Tensor], keys: Tensor) -> str:
+    names = "rows", "threshold", "flags"
+    expected = spec.topk(keys.cpu(), KEPT)
+    wrong = [
+        n for n, a, b in zip(names, found, expected, strict=True) if not torch.equal(a.cpu(), b)
+    ]
+    return f"{', '.join(wrong)} are not the specification's for these keys" if wrong else ""
+
+
+def devices() -> Iterator[torch.device]:
+    yield torch.device("cpu")
+    yield from (torch.device("cuda", i) for i in range(torch.cuda.device_count()))
+
+
+def versions() -> dict[str, str]:
+    found = {"activesel": __version__, "Python": platform.python_version()}
+    for name in ("torch", "triton", "numpy"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def examine(device: torch.device) -> bool:
+    """Print what runs on a device, and why not the rest; whether all of it is right."""
+    reasons: dict[str, None] = {}
+    faults = []
+    print(f"{'':26}{'auto takes':12}" + "".join(f"{name:8}" for name in ops.BACKENDS[1:]))
+    for stage, what in STAGES.items():
+        chosen, why = ops.choose("auto", device, stage)
+        reasons[f"auto takes {chosen}: {why}"] = None
+        cells = []
+        for backend in ops.BACKENDS[1:]:
+            if why := ops.why_not(backend, stage, device):
+                reasons[f"{backend}: {why}"] = None
+                cells.append("-")
+                continue
+            try:
+                wrong = check(backend, stage, device)
+            except Exception as error:  # one backend's crash must not hide the others
+                wrong = f"{type(error).__name__}: {error}"
+            cells.append("WRONG" if wrong else "right")
+            if wrong:
+                faults.append(f"{what} by {backend}: {wrong}")
+        print(f"  {what:24}{chosen:12}" + "".join(f"{cell:8}" for cell in cells))
+    for line in [*reasons, *(f"WRONG {fault}" for fault in faults)]:
+        print(f"  {line}")
+    return not faults
+
+
+def report() -> bool:
+    """Print everything; whether all that can run here is right."""
+    print("  ".join(f"{name} {version}" for name, version in versions().items()))
+    print(f"compiled module: {_native.reason()}")
+    print(f"its CUDA kernels: {_native.cuda_reason() or 'ready'}")
+    healthy = True
+    for device in devices():
+        name = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
+        print(f"\n{device}{name}: every backend against the specification")
+        healthy = examine(device) and healthy
+    print(
+        "\nForward joins the head stage where the scorer has forward_features and an nn.Linear"
+        " head;\nthe output of any other scorer is taken as logits, rounded as it comes."
+    )
+    return healthy
