@@ -99,11 +99,15 @@ def versions() -> dict[str, str]:
 def examine(device: torch.device) -> bool:
     """Print what runs on a device, and why not the rest; whether all of it is right."""
     reasons: dict[str, None] = {}
-    faults = []
+    faults: dict[str, None] = {}
     print(f"{'':26}{'auto takes':12}" + "".join(f"{name:8}" for name in ops.BACKENDS[1:]))
     for stage, what in STAGES.items():
-        chosen, why = ops.choose("auto", device, stage)
-        reasons[f"auto takes {chosen}: {why}"] = None
+        try:
+            chosen, why = ops.choose("auto", device, stage)
+            reasons[f"auto takes {chosen}: {why}"] = None
+        except (RuntimeError, ValueError) as error:  # the environment asks for what cannot be
+            chosen = "-"
+            faults[str(error)] = None
         cells = []
         for backend in ops.BACKENDS[1:]:
             if why := ops.why_not(backend, stage, device):
@@ -116,7 +120,7 @@ def examine(device: torch.device) -> bool:
                 wrong = f"{type(error).__name__}: {error}"
             cells.append("WRONG" if wrong else "right")
             if wrong:
-                faults.append(f"{what} by {backend}: {wrong}")
+                faults[f"{what} by {backend}: {wrong}"] = None
         print(f"  {what:24}{chosen:12}" + "".join(f"{cell:8}" for cell in cells))
     for line in [*reasons, *(f"WRONG {fault}" for fault in faults)]:
         print(f"  {line}")

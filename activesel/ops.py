@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -42,7 +41,6 @@ LIB.define(
 STAGES = ("head", "logits", "scores", "losses", "topk")
 
 
-@cache
 def why_not(name: str, stage: str, device: torch.device) -> str:
     """Empty if a backend can do a stage on a device, else the reason why it cannot."""
     if name == "triton":

@@ -52,7 +52,6 @@ SAMPLE = [  # arguments of sample, exception, parts of the message
     (dict(offset=(1 << 63) - 2), ValueError, ["offset", str((1 << 63) - 2)]),
     (dict(offset=1 << 70), ValueError, ["offset", str(1 << 70)]),
     (dict(backend="gpu"), ValueError, ["backend", "torch", "gpu"]),
-    (dict(backend="triton"), RuntimeError, ["backend", "triton"]),
     (dict(backend="cuda"), RuntimeError, ["backend", "cuda"]),
     (dict(scores=[1.0, 2.0]), TypeError, ["scores", "Tensor", "list"]),
     (dict(scores=LOGITS), ValueError, ["scores", "[B]", "(4, 3)"]),

@@ -324,28 +324,36 @@ def test_what_auto_takes_on_a_gpu(monkeypatch, caplog, broken, expected):
     monkeypatch.delenv("ACTIVESEL_BACKEND", raising=False)
     monkeypatch.setattr(_triton, "reason", lambda d: "no Triton" if "triton" in broken else "")
     monkeypatch.setattr(ops._native, "cuda_reason", lambda i: "no nvcc" if "cuda" in broken else "")
-    ops.why_not.cache_clear()
     _triton.say_once.cache_clear()
     device = torch.device("cuda", 0)
-    try:
-        with caplog.at_level(logging.WARNING, logger="activesel"):
-            for stage, name in expected.items():
-                chosen, reason = ops.choose("auto", device, stage)
-                assert chosen == name
-                for other in broken:
-                    if other != "cuda" or stage in ("losses", "topk"):
-                        assert {"triton": "no Triton", "cuda": "no nvcc"}[other] in reason or (
-                            name == "cuda"
-                        )
-            left = [stage for stage, name in expected.items() if name == "torch"]
-            assert len(caplog.records) == len(left), "one line for each that is left to torch"
+    with caplog.at_level(logging.WARNING, logger="activesel"):
+        for stage, name in expected.items():
+            chosen, reason = ops.choose("auto", device, stage)
+            assert chosen == name
             for other in broken:
-                with pytest.raises(RuntimeError, match=f'backend="{other}" cannot run: no '):
-                    ops.choose(other, device, "topk")
-            with pytest.raises(RuntimeError, match=r"no CUDA C\+\+ kernel takes head"):
-                ops.choose("cuda", device, "head")
+                if other != "cuda" or stage in ("losses", "topk"):
+                    assert {"triton": "no Triton", "cuda": "no nvcc"}[other] in reason or (
+                        name == "cuda"
+                    )
+        left = [stage for stage, name in expected.items() if name == "torch"]
+        assert len(caplog.records) == len(left), "one line for each that is left to torch"
+        for other in broken:
+            with pytest.raises(RuntimeError, match=f'backend="{other}" cannot run: no '):
+                ops.choose(other, device, "topk")
+        with pytest.raises(RuntimeError, match=r"no CUDA C\+\+ kernel takes head"):
+            ops.choose("cuda", device, "head")
+
+
+def test_without_a_gpu_and_without_the_interpreter(monkeypatch):
+    import triton
+
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    _triton.reason.cache_clear()
+    try:
+        with pytest.raises(RuntimeError, match=r'backend="triton" cannot run: .*CUDA device'):
+            select(online=torch.randn(4), k=1, backend="triton")
     finally:
-        ops.why_not.cache_clear()
+        _triton.reason.cache_clear()
 
 
 def test_scores_alone():
