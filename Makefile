@@ -3,6 +3,8 @@ PYTHON ?= python3
 # A pinned torch: without a version, Linux gets the newest CUDA build, several gigabytes of it.
 # For another build: make test TORCH='torch==2.11.0', or TORCH='--index-url <your index> torch'.
 TORCH ?= torch==2.13.0
+# CUDA builds of torch bring their own; without a GPU it is for the tests, which interpret it.
+TRITON ?= $(if $(filter Linux,$(shell uname -s)),triton==3.7.1)
 BIN := .venv/bin
 SOURCES := $(wildcard csrc/*)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -21,7 +23,7 @@ help:
 .venv/torch:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "activesel needs Python >= 3.10")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet $(TORCH) $(TRITON)
 	@touch $@
 
 .venv/ready: .venv/torch pyproject.toml setup.py CMakeLists.txt $(SOURCES)
@@ -45,7 +47,7 @@ lint: .venv/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(filter %.h %.cpp %.cu,$(SOURCES))
+	$(BIN)/clang-format --dry-run --Werror $(filter %.h %.cpp %.cu %.cuh,$(SOURCES)) tests/emulator/cuda_runtime.h tests/emulator/shim.cpp
 	$(BIN)/codespell
 
 table: .venv/ready

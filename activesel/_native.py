@@ -59,8 +59,11 @@ def cuda_reason(device: int = 0) -> str:
     module, why = _load()
     if module is None:
         return why
-    if not module.cuda:
-        return NO_CUDA
+    return _probe(module, device) if module.cuda else NO_CUDA
+
+
+@cache
+def _probe(module: Any, device: int) -> str:
     try:
         count = module.cuda_device_count()
         if device >= count:
@@ -272,23 +275,15 @@ def _plain(name: str, x: Tensor, dtype: torch.dtype, device: torch.device) -> Te
     return x
 
 
-class _Results:
-    """What a call on the GPU writes to, and the arguments that say where."""
-
-    __slots__ = ("arguments", "flags", "indices", "threshold", "workspace")
-
-    def __init__(self, x: Tensor, k: int) -> None:
-        rows = x.shape[0]
-        if not 0 <= k <= rows:
-            raise ValueError(f"k must be in [0, {rows}], got {k}")
-        self.indices = x.new_empty(k, dtype=torch.int64)
-        self.threshold = x.new_empty((), dtype=torch.float32)
-        self.flags = x.new_empty((), dtype=torch.int32)
-        self.workspace = x.new_empty(_cuda().topk_cuda_workspace(rows) // 8 + 1, dtype=torch.int64)
-        self.arguments = (
-            self.indices.data_ptr(), self.threshold.data_ptr(), self.flags.data_ptr(),
-            self.workspace.data_ptr(), x.device.index or 0, _stream(x.device),
-        )  # fmt: skip
+def _results(x: Tensor, k: int) -> tuple[list[Tensor], Ints]:
+    """Indices, threshold, flags and workspace beside `x`, and the integers that end a call."""
+    rows = x.shape[0]
+    if not 0 <= k <= rows:
+        raise ValueError(f"k must be in [0, {rows}], got {k}")
+    words = _cuda().topk_cuda_workspace(rows) // 8 + 1
+    shapes = ((k, torch.int64), ((), torch.float32), ((), torch.int32), (words, torch.int64))
+    out = [x.new_empty(shape, dtype=dtype) for shape, dtype in shapes]
+    return out, (*(y.data_ptr() for y in out), x.device.index or 0, _stream(x.device))
 
 
 def topk_cuda(
@@ -303,9 +298,9 @@ def topk_cuda(
     if partial is not None:
         partial = _plain("partial", partial, torch.int32, keys.device)
         words, count = partial.data_ptr(), partial.numel()
-    out = _Results(keys, k)
-    _cuda().topk_cuda(keys.data_ptr(), keys.shape[0], k, words, count, *out.arguments)
-    return out.indices, out.threshold, out.flags
+    (indices, threshold, flags, _workspace), where = _results(keys, k)
+    _cuda().topk_cuda(keys.data_ptr(), keys.shape[0], k, words, count, *where)
+    return indices, threshold, flags
 
 
 def select_cuda(
@@ -318,9 +313,9 @@ def select_cuda(
     offset: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     sides = [[_readable(x, GPU) for x in side] for side in (online, reference)]
-    first, *rest = sides[0] + sides[1]
-    for x in (first, *rest):
-        if x.shape != first.shape or x.ndim != 1:
+    first = (*sides[0], *sides[1])[0]
+    for x in sides[0] + sides[1]:
+        if x.ndim != 1 or x.shape != first.shape:
             raise ValueError(f"losses must be [B] and of one length, got {list(x.shape)}")
         if not x.is_floating_point():
             raise TypeError(f"losses must be floating, got {x.dtype}")
@@ -331,10 +326,10 @@ def select_cuda(
         _plain("step", step, torch.int64, first.device),
         _plain("temperature", temperature, torch.float32, first.device),
     ]
-    out = _Results(first, k)
+    (indices, threshold, flags, _workspace), where = _results(first, k)
     scores, keys = (first.new_empty(first.shape, dtype=torch.float32) for _ in range(2))
     _cuda().select_cuda(
         *(_operand(side[0]) if side else () for side in sides), *(x.data_ptr() for x in state),
-        offset, first.shape[0], k, scores.data_ptr(), keys.data_ptr(), *out.arguments,
+        offset, first.shape[0], k, scores.data_ptr(), keys.data_ptr(), *where,
     )  # fmt: skip
-    return out.indices, scores, keys, out.threshold, out.flags
+    return indices, scores, keys, threshold, flags

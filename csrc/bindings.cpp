@@ -80,6 +80,38 @@ int topk(int64_t keys, int64_t rows, int64_t k, int64_t indices, int64_t thresho
                   pointer<float>(threshold), threads);
 }
 
+#ifdef ACTIVESEL_CUDA
+void check(const char* op, int64_t rows, int64_t k, int device, const char* reason) {
+  if (reason == nullptr) return;
+  throw std::runtime_error(std::string(op) + " of " + std::to_string(rows) +
+                           " rows, k = " + std::to_string(k) +
+                           ", on cuda:" + std::to_string(device) + ": " + reason);
+}
+
+void topk_on_device(int64_t keys, int64_t rows, int64_t k, int64_t partial, int64_t partials,
+                    int64_t indices, int64_t threshold, int64_t flags, int64_t workspace,
+                    int device, int64_t stream) {
+  const char* reason =
+      topk_cuda(pointer<const float>(keys), rows, k, pointer<const int32_t>(partial), partials,
+                pointer<int64_t>(indices), pointer<float>(threshold), pointer<int32_t>(flags),
+                pointer<void>(workspace), device, pointer<void>(stream));
+  check("topk", rows, k, device, reason);
+}
+
+void select_on_device(const py::tuple& online, const py::tuple& reference, int64_t seed,
+                      int64_t step, int64_t temperature, int64_t offset, int64_t rows, int64_t k,
+                      int64_t scores, int64_t keys, int64_t indices, int64_t threshold,
+                      int64_t flags, int64_t workspace, int device, int64_t stream) {
+  const char* reason =
+      select_cuda(operand(online), operand(reference), pointer<const int64_t>(seed),
+                  pointer<const int64_t>(step), pointer<const float>(temperature), offset, rows, k,
+                  pointer<float>(scores), pointer<float>(keys), pointer<int64_t>(indices),
+                  pointer<float>(threshold), pointer<int32_t>(flags), pointer<void>(workspace),
+                  device, pointer<void>(stream));
+  check("select", rows, k, device, reason);
+}
+#endif
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -104,6 +136,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("cuda_probe", [](int device) {
     if (const char* reason = cuda_probe(device)) throw std::runtime_error(reason);
   });
+  m.def("topk_cuda_workspace", &topk_cuda_workspace);
+  m.def("topk_cuda", &topk_on_device);
+  m.def("select_cuda", &select_on_device);
 #else
   m.attr("cuda") = false;
 #endif

@@ -62,6 +62,21 @@ bool set_isa(const char* name);  // false: unknown, or this machine lacks it
 int cuda_device_count(const char** reason);
 // nullptr when this binary holds code that `device` can run, else why not. Starts a context.
 const char* cuda_probe(int device);
+
+// Both run on `stream` of `device`, read and write device memory only, and return nullptr or why
+// not. The workspace may hold anything; k is in [0, rows].
+int64_t topk_cuda_workspace(int64_t rows);  // bytes, 8-byte aligned
+
+// topk_cpu; *flags also gets the OR of `partial`, the words that whoever made the keys left.
+const char* topk_cuda(const float* keys, int64_t rows, int64_t k, const int32_t* partial,
+                      int64_t partials, int64_t* indices, float* threshold, int32_t* flags,
+                      void* workspace, int device, void* stream);
+
+// select_cpu for losses; seed, step and temperature are read on the device.
+const char* select_cuda(const Operand& online, const Operand& reference, const int64_t* seed,
+                        const int64_t* step, const float* temperature, int64_t offset, int64_t rows,
+                        int64_t k, float* scores, float* keys, int64_t* indices, float* threshold,
+                        int32_t* flags, void* workspace, int device, void* stream);
 #endif
 
 }  // namespace activesel
