@@ -230,9 +230,12 @@ def test_misaligned_strided_and_expanded():
             check(got, [x, w], [], y)
 
 
-@pytest.mark.parametrize("classes", [1, 3, 1000, 4096, 4097, 9000])
-def test_logits_of_any_number_of_classes(classes):
-    online, reference = torch.randn(7, classes), torch.randn(7, classes).bfloat16()
+@pytest.mark.parametrize("classes", [1, 3, 10, 12, 1000, 4096, 4097, 9000])
+@pytest.mark.parametrize("padding", [0, 4, 6])
+def test_logits_of_any_number_of_classes(classes, padding):
+    """Whatever number of neighbours may be read at once."""
+    online = torch.randn(7, classes + padding)[:, :classes]
+    reference = torch.randn(7, classes).bfloat16()
     y = torch.arange(7) % classes
     out = logits.logits([online], [reference], labels_of(y, classes), NOISE)
     check(out, [online], [reference], y)

@@ -12,6 +12,7 @@ Bytes: every logit once, a label per token; 8 written per row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -70,7 +71,7 @@ def _loss(
 @triton.jit(do_not_specialize=["offset", "ignore"])
 def logits_kernel(
     online_ptr,  # [N, C], or losses [N]
-    online_row,
+    online_row,  # strides of rows of logits in units of VECTOR, of losses in units of one
     online_class,  # None: losses
     reference_ptr,
     reference_row,
@@ -88,9 +89,10 @@ def logits_kernel(
     offset: tl.int64,
     ignore: tl.int64,
     tokens: tl.int64,  # N
-    classes,
+    vectors,  # C in units of VECTOR
     smoothing: tl.float32,
     turns,
+    VECTOR: tl.constexpr,  # divides what it measures, so that loads are known to be aligned
     PARTS: tl.constexpr,
     SIGMOID: tl.constexpr,
     SMOOTH: tl.constexpr,
@@ -98,6 +100,7 @@ def logits_kernel(
     BLOCK_C: tl.constexpr,
 ):
     program = tl.program_id(0)
+    classes = vectors * VECTOR
     flags = 0
     for turn in range(turns):
         block = program.to(tl.int64) * turns + turn
@@ -112,8 +115,8 @@ def logits_kernel(
         score = tl.zeros((BLOCK_R,), tl.float32)
         if online_class is not None:
             score = _loss(
-                online_ptr + near[:, None] * online_row, online_class, label, classes, smoothing,
-                SIGMOID, SMOOTH, BLOCK_R, BLOCK_C,
+                online_ptr + near[:, None] * online_row * VECTOR, online_class, label, classes,
+                smoothing, SIGMOID, SMOOTH, BLOCK_R, BLOCK_C,
             )  # fmt: skip
             if PARTS:
                 tl.store(online_parts + token, tl.where(bad, float("nan"), score), mask=live)
@@ -121,8 +124,8 @@ def logits_kernel(
             score = tl.load(online_ptr + near * online_row).to(tl.float32)
         if reference_class is not None:
             reference = _loss(
-                reference_ptr + near[:, None] * reference_row, reference_class, label, classes,
-                smoothing, SIGMOID, SMOOTH, BLOCK_R, BLOCK_C,
+                reference_ptr + near[:, None] * reference_row * VECTOR, reference_class, label,
+                classes, smoothing, SIGMOID, SMOOTH, BLOCK_R, BLOCK_C,
             )  # fmt: skip
             if PARTS:
                 tl.store(reference_parts + token, tl.where(bad, float("nan"), reference), mask=live)
@@ -152,16 +155,33 @@ def logits(
     blocks = triton.cdiv(tokens, block_r)
     turns = triton.cdiv(blocks, PROGRAMS)
     programs = triton.cdiv(blocks, turns)
+    flat = [_flat(side) for side in (online, reference)]
+    wide = [x.stride(0) for x in flat if x is not None and x.ndim > 1]
+    vector = math.gcd(8, labels.classes, *wide)  # neighbours that may be read at once
     left = [_left(side, tokens) if parts else None for side in (online, reference)]
     out = None if parts else rows_like(first, tokens, programs, noise)
     logits_kernel[(programs,)](
-        *_strided(online), *_strided(reference), *left, labels.data, labels.data.stride(0),
+        *_strided(flat[0], vector), *_strided(flat[1], vector), *left,
+        labels.data, labels.data.stride(0),
         *(out or (None, None, None)), *noise_arguments(None if parts else noise),
-        labels.ignore, tokens, labels.classes, labels.smoothing, turns,
-        PARTS=parts, SIGMOID=labels.sigmoid, SMOOTH=labels.smoothing != 0,
+        labels.ignore, tokens, labels.classes // vector, labels.smoothing, turns,
+        VECTOR=vector, PARTS=parts, SIGMOID=labels.sigmoid, SMOOTH=labels.smoothing != 0,
         BLOCK_R=block_r, BLOCK_C=block_c, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     return out or rows.rows(left[0], left[1], labels, noise)
+
+
+def _flat(operand: Sequence[Tensor]) -> Tensor | None:  # [N, C], or losses [N]
+    if not operand:
+        return None
+    x = operand[0]
+    return x if x.ndim == 1 else x.reshape(-1, x.shape[-1])
+
+
+def _strided(x: Tensor | None, vector: int) -> tuple[Tensor | int | None, ...]:
+    if x is None:
+        return None, None, None
+    return (x, x.stride(0), None) if x.ndim == 1 else (x, x.stride(0) // vector, x.stride(1))
 
 
 def _left(operand: Sequence[Tensor], tokens: int) -> Tensor | None:
@@ -169,13 +189,3 @@ def _left(operand: Sequence[Tensor], tokens: int) -> Tensor | None:
     if operand and operand[0].ndim > 1:
         return torch.empty(1, tokens, device=operand[0].device)
     return operand[0] if operand else None
-
-
-def _strided(operand: Sequence[Tensor]) -> tuple[Tensor | int | None, ...]:
-    """Logits with strides of token and class, or losses with that of the row."""
-    if not operand:
-        return None, None, None
-    x = operand[0]
-    if x.ndim > 1:
-        x = x.reshape(-1, x.shape[-1])
-    return (x, *x.stride(), *[None] * (2 - x.ndim))
