@@ -114,3 +114,11 @@ def with_threads():
             torch.set_num_threads(1)
 
     return run
+
+
+def pytest_terminal_summary(terminalreporter):
+    """A green run without a GPU must not be taken for one with it."""
+    skipped = [r for r in terminalreporter.stats.get("skipped", []) if "gpu" in r.keywords]
+    for reason in sorted({r.longrepr[2].removeprefix("Skipped: ") for r in skipped}):
+        count = sum(r.longrepr[2].endswith(reason) for r in skipped)
+        terminalreporter.write_line(f"{count} GPU tests skipped: {reason}")
