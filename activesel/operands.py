@@ -99,10 +99,15 @@ def untouched(*models: Any) -> Iterator[None]:
             m.training = flag
         for (m, name, b), copy in zip(buffers, copies, strict=True):
             m._buffers[name] = b  # it may have been replaced
-            if b is None or copy is None:
+            if b is None or copy is None or _expanded(b):
                 continue
             if torch.is_inference_mode_enabled() or not b.is_inference():
                 b.data.copy_(copy)  # `.data`: whoever saved it for backward need not know
+
+
+def _expanded(x: Tensor) -> bool:
+    """One place in memory stands for several elements: nobody can have written to it in place."""
+    return any(n > 1 and step == 0 for n, step in zip(x.shape, x.stride(), strict=True))
 
 
 def _features(scorer: Any, images: Any) -> Tensor:
@@ -118,7 +123,8 @@ _uncompilable: set[type] = set()
 
 
 def _run_compiled(scorer: Any, images: Any) -> Tensor:
-    torch.compiler.cudagraph_mark_step_begin()
+    if scorer.head.weight.is_cuda:
+        torch.compiler.cudagraph_mark_step_begin()
     try:
         return _compiled()(scorer, images).clone()  # the next replay overwrites the original
     except Exception as error:

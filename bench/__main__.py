@@ -3,17 +3,24 @@
 
 from __future__ import annotations
 
-import tyro
-
-from bench import classify, demo, readme, speed
+import sys
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["gpu"]:  # before tyro, which a GPU machine may lack
+        from bench.gpu.command import main as gpu
+
+        gpu(sys.argv[2:])  # exits
+    import tyro
+
+    from bench import classify, demo, readme, resources, speed
+
     tyro.extras.subcommand_cli_from_dict(
         {
             "demo": demo.command,
             "classify": classify.command,
             "speed": speed.command,
+            "resources": resources.command,
             "readme": readme.command,
         }
     )

@@ -116,3 +116,11 @@ def test_a_scorers_own_error_is_raised(calls):
     with pytest.raises(ValueError, match="x must be"):
         score(online=Forward(scorer(), torch.rand(4, 3, 28, 28), compile=True), targets=LABELS)
     assert not operands._uncompilable
+
+
+def test_colour_images_and_expanded_buffers():
+    """Buffers are put back in place, which a view of one number spread over many cannot take."""
+    model = vit("nano", image_size=32, classes=5)
+    model.register_buffer("spread", torch.ones(1).expand(3))
+    got = score(online=Forward(model, torch.rand(4, 3, 32, 32)), targets=LABELS)
+    assert got.isfinite().all() and model.spread.stride() == (0,)

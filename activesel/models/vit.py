@@ -203,7 +203,7 @@ def _per_channel(name: str, value: float | tuple[float, ...], channels: int) -> 
         raise ValueError(f"{name} must hold 1 or {channels} numbers, got {len(values)}")
     if name == "std" and min(values) <= 0:
         raise ValueError(f"std must be positive, got {min(values)}")
-    return torch.tensor(values, dtype=torch.float32).expand(channels).reshape(1, -1, 1, 1)
+    return torch.tensor(values, dtype=torch.float32).expand(channels).clone().reshape(1, -1, 1, 1)
 
 
 def vit(

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small selections through every kernel, held against the specification on the CPU.
+
+Meant for compute-sanitizer: inputs come from the CPU, so that hardly any kernel runs but ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import activesel
+from activesel import Head, _native, spec
+
+Given = dict[str, Any]
+
+
+def cases() -> Iterator[Given]:
+    """Arguments of `select`; ragged sizes, so that every mask is needed."""
+    torch.manual_seed(0)
+    rows, tokens, classes, width = 37, 3, 71, 40
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape).bfloat16()
+
+    labels = torch.randint(classes, (rows,))
+    many = torch.randint(classes, (rows, tokens)).masked_fill(torch.rand(rows, tokens) < 0.3, -100)
+    many[:, 0] = 1
+    weight, bias = randn(classes, width) / 8, randn(classes)
+    for loss in ("softmax", "sigmoid"):
+        yield {
+            "online": Head(randn(rows, width), weight, bias),
+            "reference": Head(randn(rows, width), weight),
+            "targets": labels, "loss": loss,
+        }  # fmt: skip
+        yield {
+            "online": Head(randn(rows, tokens, width), weight),
+            "reference": torch.randn(rows), "targets": many, "loss": loss,
+        }  # fmt: skip
+        yield {
+            "online": randn(rows, tokens, classes), "reference": randn(rows, tokens, classes),
+            "targets": many, "loss": loss,
+        }  # fmt: skip
+    smooth = {"targets": labels, "label_smoothing": 0.1}
+    yield {"online": torch.randn(rows, classes), **smooth}
+    yield {"reference": Head(randn(rows, width), weight, bias), **smooth}
+
+
+def losses() -> Iterator[Given]:
+    for rows in (1, 700, 9000):
+        yield {"online": torch.randn(rows), "reference": torch.randn(rows).half()}
+
+
+def moved(given: Any, to: Callable[[Tensor], Tensor]) -> Any:
+    """Arguments with every tensor passed through `to`."""
+    if isinstance(given, Tensor):
+        return to(given)
+    if isinstance(given, Head):
+        return Head(*(moved(t, to) for t in given))
+    if isinstance(given, dict):
+        return {name: moved(value, to) for name, value in given.items()}
+    return given
+
+
+def check(given: Given, device: str, backend: str) -> None:
+    """Scores within fp32 rounding; keys, rows and threshold bit for bit."""
+    expected = activesel.score(**given, backend="torch")
+    keep = -(-len(expected) // 3)
+    there = moved(given, lambda t: t.to(device))
+    picked = activesel.select(**there, k=keep, seed=7, step=3, backend=backend)
+    scores = picked.scores.cpu()
+    torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-3)
+    noise = spec.noise(len(scores), torch.tensor([7]), torch.tensor([3]))
+    keys, _ = spec.key(scores, noise, torch.ones(1))
+    indices, threshold, _ = spec.topk(keys, keep)
+    for name, expected in (("keys", keys), ("indices", indices), ("threshold", threshold)):
+        if not torch.equal(getattr(picked, name).cpu(), expected):
+            raise AssertionError(f"{name} must be the specification's, {len(keys)} rows, {backend}")
+
+
+def main() -> None:
+    on_gpu = torch.cuda.is_available()
+    device, count = "cuda" if on_gpu else "cpu", 0
+    native = on_gpu and not _native.cuda_reason()
+    for given in [*cases(), *losses()]:
+        check(given, device, "triton")
+        count += 1
+    for given in losses() if native else ():
+        check(given, device, "cuda")
+        count += 1
+    if native:  # the path of many rows
+        check({"online": torch.randn(300_000)}, device, "cuda")
+        count += 1
+    print(f"{count} selections on {device} equal the specification")
+
+
+if __name__ == "__main__":
+    main()
