@@ -13,13 +13,14 @@ def main() -> None:
         gpu(sys.argv[2:])  # exits
     import tyro
 
-    from bench import classify, demo, readme, resources, speed
+    from bench import agreement, classify, demo, readme, resources, speed
 
     tyro.extras.subcommand_cli_from_dict(
         {
             "demo": demo.command,
             "classify": classify.command,
             "speed": speed.command,
+            "agreement": agreement.command,
             "resources": resources.command,
             "readme": readme.command,
         }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from activesel.loop import records
-from bench import aggregate, classify, speed
+from bench import aggregate, agreement, classify, speed
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -32,13 +32,14 @@ def command(check: bool = False) -> None:
 
 
 def render(text: str) -> str:
-    """`text` with both marked parts replaced; a part without results is left empty.
+    """`text` with all marked parts replaced; a part without results is left empty.
 
     Raises:
         ValueError: a marker is missing.
     """
     for name, source, write in (
         ("classify", classify.RESULTS, classification),
+        ("agreement", agreement.RESULTS, agreements),
         ("speed", speed.RESULTS, speeds),
     ):
         mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
@@ -214,4 +215,28 @@ def speeds(content: Row) -> str:
             for row in slower
         )
         said += f" Short of what we aimed at: {missed}."
+    return "\n".join([*lines, "", said])
+
+
+NAMES = {"native": "activesel, native", "triton": "activesel, Triton (interpreted)"}
+
+
+def agreements(content: Row) -> str:
+    """Table of how many of the right rows each way of scoring keeps."""
+    lines = ["| scores | of the right rows kept | error, rms |", "|---|---|---|"]
+
+    def line(name: str, found: Row) -> str:
+        return f"| {name} | {found['overlap']:.1%} | {found['error_rms']:.0e} |"
+
+    found: Row = {}
+    for backend, row in content["backends"].items():
+        found = row["agreement"]
+        lines.append(line(NAMES[backend], found["ours"]))
+    lines += [line(f"torch: {name}", other) for name, other in found.items() if name != "ours"]
+    rms = next(iter(content["backends"].values()))["learnability_rms"]
+    said = (
+        f"Top fifth of {content['rows']:,} rows by learnability at T = 0, {content['classes']:,} "
+        f"classes, {content['features']} features, everything given in bf16; right is what float64 "
+        f"keeps. The two models differ little, learnability rms {rms:.3f}."
+    )
     return "\n".join([*lines, "", said])

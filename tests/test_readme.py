@@ -25,3 +25,15 @@ def test_speed_table_tells_what_fell_short():
     text = readme.speeds({"rows": rows, "machine": machine})
     assert "| one | 5.0 (10 µs) | 3.0 (10 µs) |" in text
     assert "Short of what we aimed at: one at 2 (3.0, wanted 4)" in text
+
+
+def test_agreement_table_names_everyone():
+    found = {
+        "ours": {"overlap": 1.0, "error_rms": 3e-7},
+        "bf16": {"overlap": 0.5, "error_rms": 0.02},
+    }
+    row = {"agreement": found, "learnability_rms": 0.0141}
+    content = {"backends": {"native": row}, "rows": 16384, "classes": 1000, "features": 192}
+    text = readme.agreements(content)
+    assert "| activesel, native | 100.0% | 3e-07 |" in text and "| torch: bf16 | 50.0% |" in text
+    assert "16,384 rows" in text and "rms 0.014" in text
