@@ -1,23 +1,28 @@
 # Everything a newcomer types. Each target makes its own virtual environment in .venv first.
 PYTHON ?= python3
 # A pinned torch: without a version, Linux gets the newest CUDA build, several gigabytes of it.
-# For another build: make test TORCH='torch==2.11.0', or TORCH='--index-url <your index> torch'.
+# For another build: make test TORCH='torch==2.11.0', or TORCH='--index-url <your index> torch'; a
+# CUDA build brings its own Triton, so add TRITON= then.
 TORCH ?= torch==2.13.0
-# CUDA builds of torch bring their own; without a GPU it is for the tests, which interpret it.
+# For the tests, which interpret its kernels and compile them for GPUs that are not there.
 TRITON ?= $(if $(filter Linux,$(shell uname -s)),triton==3.7.1)
+OUT ?= bench/results
 BIN := .venv/bin
 SOURCES := $(wildcard csrc/*)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test slow lint table speed readme clean
+.PHONY: help demo test slow lint table speed agreement resources gpu readme clean
 
 help:
 	@echo "make demo   train with and without selection on Fashion-MNIST, print what it pays (about 8 minutes)"
 	@echo "make test   the tests and the documentation's examples"
-	@echo "make slow   the install matrix: with and without compilers, editable, from the sdist"
+	@echo "make slow   every way of installing, all GPU kernels compiled, more emulation"
 	@echo "make lint   ruff, mypy, clang-format, codespell"
 	@echo "make table  the full table behind the README (hours, resumes)"
 	@echo "make speed  kernels against eager torch"
+	@echo "make gpu    build, test and time everything on an NVIDIA GPU, into OUT=$(OUT)"
+	@echo "make agreement  which rows rounded scores keep, against exact ones"
+	@echo "make resources  compile every GPU kernel without a GPU, compare with the committed table"
 	@echo "make readme the README's figures, from bench/results"
 
 .venv/torch:
@@ -55,6 +60,16 @@ table: .venv/ready
 
 speed: .venv/ready
 	$(BIN)/python -m bench speed
+
+agreement: .venv/ready
+	$(BIN)/python -m bench agreement
+
+resources: .venv/ready
+	$(BIN)/python -m bench resources --check
+
+# With the python at hand, whose torch is built for its GPU; a .venv would get one for CPUs.
+gpu:
+	$(PYTHON) -m bench gpu --out $(OUT)
 
 readme: .venv/ready
 	$(BIN)/python -m bench readme

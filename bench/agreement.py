@@ -50,7 +50,8 @@ def command(out: Path = RESULTS) -> None:
         row = results[backend] = agreement(*SIZES, OnCpu(backend))
         for name, found in row["agreement"].items():
             print(
-                f"{backend:8} {name:30} keeps {found['overlap']:.2%}, off by {found['error_rms']:.1e}"
+                f"{backend:8} {name:30} keeps {found['overlap']:.2%},"
+                f" off by {found['error_rms']:.1e}"
             )
     sizes = dict(zip(("rows", "classes", "features"), SIZES, strict=True))
     content = {"schema": 1, "machine": speed.machine(), **sizes, "backends": results}

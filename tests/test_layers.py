@@ -64,7 +64,7 @@ def test_nothing_imports_upward(path):
 
 
 def test_the_core_does_not_know_its_users():
-    """selector, loop -> select -> ops -> {spec, _native, _triton -> kernels}, and nothing beside."""
+    """selector, loop -> select -> ops -> {spec, _native, _triton -> kernels}, nothing beside."""
     allowed = {
         "spec": set(),
         "_native": {"spec", "_C", "__version__"},

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -277,9 +278,17 @@ def _left(operand: Sequence[Tensor], tokens: int, splits: int) -> Tensor | None:
     return operand[0] if operand else None
 
 
-def _plain(x: Tensor) -> bool:
-    """Neighbouring features are neighbours, and 32 bits hold the offsets within a tile."""
-    return x.stride(-1) == 1 and x.stride(0) < 1 << 22
+def _aligned(x: Tensor) -> Tensor:
+    """Rows that Triton knows to be aligned: it would read others one feature at a time, and spill.
+
+    32 bits hold the offsets within a tile.
+    """
+    plain = x.stride(-1) == 1 and x.stride(0) % 16 == 0 and x.stride(0) < 1 << 22
+    if plain and x.data_ptr() % 16 == 0:
+        return x
+    if pad := -x.shape[-1] % 16:
+        return F.pad(x, (0, pad))  # the width stays what it was, so nobody reads the rest
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def _factors(operand: Sequence[Tensor], labels: Labels) -> tuple[Tensor | int | None, ...]:
@@ -287,11 +296,10 @@ def _factors(operand: Sequence[Tensor], labels: Labels) -> tuple[Tensor | int | 
     if len(operand) < 2:
         return (operand[0], operand[0].stride(0), *[None] * 4) if operand else (None,) * 6
     x, weight, *bias = operand
-    x = x.reshape(-1, x.shape[-1])
-    x, weight = (t if _plain(t) else t.contiguous() for t in (x, weight))
     b = bias[0].contiguous() if bias else None
     mean = None
     if labels.smoothing:
         of_bias = weight.new_zeros(1, dtype=torch.float32) if b is None else b.float().mean(0, True)
         mean = torch.cat([weight.float().mean(0), of_bias])
+    x, weight = _aligned(x.reshape(-1, x.shape[-1])), _aligned(weight)
     return x, x.stride(0), weight, weight.stride(0), b, mean

@@ -24,7 +24,7 @@ from activesel.kernels import key, rows
 from activesel.kernels.operands import Labels, Noise, Rows, noise_arguments, rows_like
 
 LOG2E = key.LOG2E
-TILE = 4096  # logits in flight per program and side
+TILE = 2048  # logits in flight per program and side
 PROGRAMS = 4096  # at most, about
 
 
@@ -166,7 +166,7 @@ def logits(
         *(out or (None, None, None)), *noise_arguments(None if parts else noise),
         labels.ignore, tokens, labels.classes // vector, labels.smoothing, turns,
         VECTOR=vector, PARTS=parts, SIGMOID=labels.sigmoid, SMOOTH=labels.smoothing != 0,
-        BLOCK_R=block_r, BLOCK_C=block_c, num_warps=4, enable_fp_fusion=False,
+        BLOCK_R=block_r, BLOCK_C=block_c, num_warps=8, maxnreg=255, enable_fp_fusion=False,
     )  # fmt: skip
     return out or rows.rows(left[0], left[1], labels, noise)
 

@@ -51,7 +51,7 @@ def _threshold(histogram_ptr, rank):
     return (high.to(tl.uint32) << 21) | (middle.to(tl.uint32) << 10) | low.to(tl.uint32), rank
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rank"])
 def histogram_kernel(
     keys_ptr,
     histogram_ptr,  # [3, BINS] int32, zeros before the first pass
@@ -78,7 +78,7 @@ def histogram_kernel(
     tl.atomic_add(place, count, mask=count > 0, sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rank"])
 def count_kernel(
     keys_ptr,
     histogram_ptr,
@@ -97,7 +97,7 @@ def count_kernel(
     tl.store(counts_ptr + tl.num_programs(0) + block, tl.sum(beside, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rank", "k", "partials"])
 def write_kernel(
     keys_ptr,
     histogram_ptr,
@@ -134,10 +134,11 @@ def write_kernel(
         tl.store(indices_ptr + place, row, mask=chosen)
     if block == 0:
         flags = 0
-        for start in range(0, partials, BLOCK):
-            at = start + tl.arange(0, BLOCK)
-            words = tl.load(partial_ptr + at, mask=at < partials, other=0)
-            flags = tl.maximum(flags, tl.max(words, 0))
+        if partial_ptr is not None:
+            for start in range(0, partials, BLOCK):
+                at = start + tl.arange(0, BLOCK)
+                words = tl.load(partial_ptr + at, mask=at < partials, other=0)
+                flags = tl.maximum(flags, tl.max(words, 0))
         nan = tl.load(histogram_ptr)  # the lowest bin of the first pass holds nothing but NaN
         few = tl.where(rows - nan < k, TOO_FEW_ROWS, 0)
         tl.store(flags_ptr, flags | few)
