@@ -220,6 +220,34 @@ def test_figures_of_another_toolchain_are_not_compared():
     assert notes == ["triton 3.7.1's figures are not compared with triton 3.9.0's"]
 
 
+def steps(arch):
+    """The same selection as training goes on, and as ranks and data sets differ."""
+    from activesel import _triton
+
+    features, weight = torch.randn(64, 32).bfloat16(), torch.randn(48, 32).bfloat16()
+    sides, labels = ([features, weight], [torch.randn(64)]), torch.zeros(64).long()
+    for i, offset in enumerate((0, 1, 16, (1 << 31) + 3, 1 << 40)):
+        state = torch.tensor([i]), torch.tensor([i << 20]), torch.tensor([0.1 + i])
+
+        def call(state=state, offset=offset, ignore=-100 + i):
+            _triton.select(*sides, labels, 5 + offset % 3, *state, offset, "softmax", 0.0, ignore)
+
+        yield f"turn {i}", call
+
+
+def test_nothing_is_compiled_again_as_training_goes_on():
+    with compilers.workers() as pool:
+        variants = pool.submit(compilers.record, steps, 90).result()
+    kernels = [variant.kernel for variant in variants]
+    assert sorted(set(kernels)) == [
+        "count_kernel",
+        "head_kernel",
+        "histogram_kernel",
+        "write_kernel",
+    ]
+    assert all(variant.variant.startswith("turn 0") for variant in variants), kernels
+
+
 def test_the_table_comes_back_as_written(tmp_path):
     rows = [GOOD, replace(GOOD, kernel="topk_cuda.cu:fold", variant="128, float")]
     resources.save(tmp_path / "table.csv", rows)
