@@ -8,6 +8,8 @@ TORCH ?= torch==2.13.0
 TRITON ?= $(if $(filter Linux,$(shell uname -s)),triton==3.7.1)
 OUT ?= bench/results
 BIN := .venv/bin
+# A file's tests share what they build; what is timed is timed one at a time, elsewhere.
+PARALLEL := --numprocesses auto --dist loadfile --benchmark-disable
 SOURCES := $(wildcard csrc/*)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -43,10 +45,10 @@ demo: .venv/ready
 	$(BIN)/python -m bench demo
 
 test: .venv/ready
-	$(BIN)/python -m pytest tests activesel --doctest-modules -m "not slow"
+	$(BIN)/python -m pytest tests activesel --doctest-modules -m "not slow" $(PARALLEL)
 
 slow: .venv/ready
-	$(BIN)/python -m pytest tests -m slow
+	$(BIN)/python -m pytest tests -m slow $(PARALLEL)
 
 lint: .venv/lint
 	$(BIN)/ruff check .

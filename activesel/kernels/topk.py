@@ -23,13 +23,13 @@ TOO_FEW_ROWS = tl.constexpr(spec.TOO_FEW_ROWS)
 
 
 @triton.jit
-def _order(keys_ptr, row, live):
-    """[R] uint32 in the order of the keys: NaN is 0, below -inf; both zeros are the same."""
+def _load(keys_ptr, row, live):
+    """Keys, and [R] uint32 in their order: NaN is 0, below -inf; both zeros are the same."""
     key = tl.load(keys_ptr + row, mask=live, other=float("nan"))
     bits = (key + 0.0).to(tl.uint32, bitcast=True)
     negative = (bits >> 31) != 0
     ordered = tl.where(negative, bits ^ 0xFFFFFFFF, bits ^ 0x80000000)
-    return tl.where(key == key, ordered, 0)
+    return key, tl.where(key == key, ordered, 0)
 
 
 @triton.jit
@@ -62,7 +62,7 @@ def histogram_kernel(
 ):
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = row < rows
-    order = _order(keys_ptr, row, live)
+    _, order = _load(keys_ptr, row, live)
     if PASS == 0:
         digit = order >> 21
     else:
@@ -90,7 +90,7 @@ def count_kernel(
     block = tl.program_id(0)
     row = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = row < rows
-    order = _order(keys_ptr, row, live)
+    _, order = _load(keys_ptr, row, live)
     threshold, _ = _threshold(histogram_ptr, rank)
     tl.store(counts_ptr + block, tl.sum((live & (order > threshold)).to(tl.int32), 0))
     beside = (live & (order == threshold)).to(tl.int32)
@@ -117,7 +117,7 @@ def write_kernel(
     block = tl.program_id(0)
     row = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = row < rows
-    order = _order(keys_ptr, row, live)
+    key, order = _load(keys_ptr, row, live)
     threshold, needed = _threshold(histogram_ptr, rank)
     if ALL:
         tl.store(indices_ptr + row, row, mask=live)
@@ -132,6 +132,9 @@ def write_kernel(
         chosen = (live & (order > threshold)) | (equal & (rank_beside < needed))
         place = above + tl.minimum(beside, needed) + tl.cumsum(chosen.to(tl.int32), 0) - 1
         tl.store(indices_ptr + place, row, mask=chosen)
+        left_out = tl.where(key == key, key, -float("inf"))  # with the sign of a zero
+        first = equal & (rank_beside == needed)
+        tl.store(threshold_ptr + row * 0, left_out, mask=first)
     if block == 0:
         flags = 0
         if partial_ptr is not None:
@@ -143,12 +146,7 @@ def write_kernel(
         few = tl.where(rows - nan < k, TOO_FEW_ROWS, 0)
         tl.store(flags_ptr, flags | few)
         if ALL:
-            left_out = 0.0 - float("inf")
-        else:
-            bits = tl.where(threshold >> 31 != 0, threshold ^ 0x80000000, threshold ^ 0xFFFFFFFF)
-            left_out = bits.to(tl.float32, bitcast=True)
-            left_out = tl.where(threshold == 0, -float("inf"), left_out)
-        tl.store(threshold_ptr, left_out)
+            tl.store(threshold_ptr, -float("inf"))
 
 
 def topk(
