@@ -25,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from activesel.kernels import config, key, rows
-from activesel.kernels.operands import Labels, Noise, Rows, noise_arguments, rows_like
+from activesel.kernels.operands import Labels, Noise, Rows, left_to_rows, noise_arguments, rows_like
 
 LOG2E = key.LOG2E
 LN2_HI, LN2_LO = key.LN2_HI, key.LN2_LO
@@ -255,7 +255,7 @@ def head(
     blocks = triton.cdiv(tokens, tile.block_m)
     share, splits = config.split(first.device, blocks, labels.classes, tile.block_n)
     parts = splits > 1 or labels.tokens > 1
-    left = [_left(side, tokens, splits) if parts else None for side in (online, reference)]
+    left = [left_to_rows(side, tokens, splits) if parts else None for side in (online, reference)]
     out = None if parts else rows_like(first, tokens, blocks, noise)
     head_kernel[(blocks, splits)](
         *_factors(online, labels), *_factors(reference, labels), *left,
@@ -269,13 +269,6 @@ def head(
         enable_fp_fusion=False,
     )  # fmt: skip
     return out or rows.rows(left[0], left[1], labels, noise)
-
-
-def _left(operand: Sequence[Tensor], tokens: int, splits: int) -> Tensor | None:
-    """What this kernel leaves to `rows`: room for parts, or given losses."""
-    if len(operand) > 1:
-        return torch.empty(splits, tokens, device=operand[0].device)
-    return operand[0] if operand else None
 
 
 def _aligned(x: Tensor) -> Tensor:

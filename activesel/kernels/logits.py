@@ -15,13 +15,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from activesel.kernels import key, rows
-from activesel.kernels.operands import Labels, Noise, Rows, noise_arguments, rows_like
+from activesel.kernels.operands import Labels, Noise, Rows, left_to_rows, noise_arguments, rows_like
 
 LOG2E = key.LOG2E
 TILE = 2048  # logits in flight per program and side
@@ -158,7 +157,7 @@ def logits(
     flat = [_flat(side) for side in (online, reference)]
     wide = [x.stride(0) for x in flat if x is not None and x.ndim > 1]
     vector = math.gcd(8, labels.classes, *wide)  # neighbours that may be read at once
-    left = [_left(side, tokens) if parts else None for side in (online, reference)]
+    left = [left_to_rows(side, tokens, 1) if parts else None for side in (online, reference)]
     out = None if parts else rows_like(first, tokens, programs, noise)
     logits_kernel[(programs,)](
         *_strided(flat[0], vector), *_strided(flat[1], vector), *left,
@@ -182,10 +181,3 @@ def _strided(x: Tensor | None, vector: int) -> tuple[Tensor | int | None, ...]:
     if x is None:
         return None, None, None
     return (x, x.stride(0), None) if x.ndim == 1 else (x, x.stride(0) // vector, x.stride(1))
-
-
-def _left(operand: Sequence[Tensor], tokens: int) -> Tensor | None:
-    """What this kernel leaves to `rows`: room for losses of tokens, or given losses of rows."""
-    if operand and operand[0].ndim > 1:
-        return torch.empty(1, tokens, device=operand[0].device)
-    return operand[0] if operand else None

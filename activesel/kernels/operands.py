@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -41,6 +42,17 @@ def rows_like(x: Tensor, rows: int, programs: int, noise: Noise | None) -> Rows:
     scores = torch.empty(rows, device=x.device)
     keys = None if noise is None else torch.empty(rows, device=x.device)
     return Rows(scores, keys, torch.empty(programs, dtype=torch.int32, device=x.device))
+
+
+def left_to_rows(
+    operand: Sequence[Tensor],
+    tokens: int,
+    splits: int,
+) -> Tensor | None:
+    """Of a kernel that makes no keys: room for parts of the losses [S, N], or losses given [B]."""
+    if operand and operand[0].ndim > 1:
+        return torch.empty(splits, tokens, device=operand[0].device)
+    return operand[0] if operand else None
 
 
 def noise_arguments(noise: Noise | None) -> tuple[Tensor | int | None, ...]:
