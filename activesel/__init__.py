@@ -1,9 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Online data selection for training: score a super-batch, keep the rows worth training on."""
 
-from activesel.operands import Forward, Head
+from activesel.joint import joint_select
+from activesel.operands import Forward, Head, Pairs
 from activesel.select import Selection, sample, score, select
 from activesel.selector import Selector
 
 __version__ = "0.1.0"
-__all__ = ["Forward", "Head", "Selection", "Selector", "sample", "score", "select"]
+__all__ = [
+    "Forward",
+    "Head",
+    "Pairs",
+    "Selection",
+    "Selector",
+    "joint_select",
+    "sample",
+    "score",
+    "select",
+]

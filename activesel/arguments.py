@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from activesel.operands import FLOATS, Operand, tensors
+from activesel import ops, spec_joint
+from activesel.operands import FLOATS, Operand, Pairs, pair_tensors, tensors
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 FLOAT_MAX = torch.finfo(torch.float32).max
@@ -27,6 +28,14 @@ def operands(
     ignore_index: int,
 ) -> tuple[list[Tensor], list[Tensor], int]:
     """Both operands as tensors and their number of rows, after checking them against each other."""
+    if isinstance(online, Pairs) or isinstance(reference, Pairs):
+        if loss not in ("dot", "sigmoid"):
+            raise ValueError(
+                f'loss must be "dot" or "sigmoid" for Pairs, got {loss!r} (losses that depend on'
+                " the other rows are joint_select's)"
+            )
+        online, reference = _alone(online, "online", loss), _alone(reference, "reference", loss)
+        loss = "softmax"
     if loss not in ("softmax", "sigmoid"):
         raise ValueError(f'loss must be "softmax" or "sigmoid", got {loss!r}')
     integer(ignore_index, "ignore_index")
@@ -49,6 +58,35 @@ def operands(
         if targets is None:
             raise ValueError(f"targets must be given for {unreduced[0][1]}, got None")
         _check_targets(targets, unreduced, first.device)
+    return on, ref, first.shape[0]
+
+
+def _alone(operand: Operand, name: str, loss: str) -> Operand:
+    """Pairs as their per-row losses, anything else as it is."""
+    if not isinstance(operand, Pairs):
+        return operand
+    side = pair_tensors(operand, name)
+    x, flags = spec_joint.pair_logits(side if loss == "sigmoid" else spec_joint.unbiased(side))
+    ops.check_pairs(flags, *((side, []) if name == "online" else ([], side)))
+    return spec_joint.pair_loss(x, loss)
+
+
+def pairs(
+    online: Pairs | None,
+    reference: Pairs | None,
+) -> tuple[list[Tensor], list[Tensor], int]:
+    """Both sides of a joint selection as tensors, and their number of rows."""
+    if online is None and reference is None:
+        raise ValueError("online or reference must be given, got None for both")
+    on, ref = (
+        [] if side is None else pair_tensors(side, name)
+        for side, name in ((online, "online"), (reference, "reference"))
+    )
+    first = (on or ref)[0]
+    if ref and ref[0].shape[0] != first.shape[0]:
+        raise ValueError(f"reference must have {first.shape[0]} rows, got {ref[0].shape[0]}")
+    for t in ref:
+        _check_device(t, "reference", first.device)
     return on, ref, first.shape[0]
 
 
@@ -106,6 +144,28 @@ def number(value: Any, name: str) -> Any:
 def kept_full(size: tuple[int, ...], value: float, **kind: Any) -> Tensor:
     """`torch.full` for numbers that rarely change, only ever read: making one takes 1 us."""
     return torch.full(size, value, **kind)
+
+
+def draw(
+    seed: int | Tensor | None,
+    step: int | Tensor,
+    temperature: float | Tensor,
+    offset: int,
+    like: Tensor,
+    rows: int,
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """What the noise and its scale depend on, as the operators take it."""
+    offset = integer(offset, "offset")
+    if not 0 <= offset < (1 << 63) - rows:
+        raise ValueError(f"offset must be in [0, 2^63 - {rows}), got {offset}")
+    device = like.device
+    full = kept_full if device.type == "cpu" and not ops.opaque(like) else torch.full
+    return (
+        seed_tensor(seed, device, full),
+        step_tensor(step, device),
+        temperature_tensor(temperature, device, full),
+        offset,
+    )
 
 
 def seed_tensor(

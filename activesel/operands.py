@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,9 +71,32 @@ class Forward(NamedTuple):
     compile: bool | None = None
 
 
+class Pairs(NamedTuple):
+    """Contrastive embeddings: pair i is an image and its text, logit_ij = scale * z_i . t_j + bias.
+
+    Args:
+        image: [B, D], rows of length 1, float32, bfloat16 or float16.
+        text: [B, D], likewise.
+        scale: inverse temperature of the contrastive loss, finite; a float, or a tensor of one
+            element on the embeddings' device.
+        bias: of the sigmoid loss, likewise; the softmax loss does not depend on it.
+
+    Example:
+        >>> import torch, activesel
+        >>> z = torch.nn.functional.normalize(torch.randn(8, 16), dim=1)
+        >>> activesel.score(online=activesel.Pairs(z, z, scale=10.0), loss="dot")[0].round()
+        tensor(-10.)
+    """
+
+    image: Tensor
+    text: Tensor
+    scale: float | Tensor
+    bias: float | Tensor = 0.0
+
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
-Operand: TypeAlias = "Tensor | Head | Forward | None"
+Operand: TypeAlias = "Tensor | Head | Forward | Pairs | None"
 
 
 @contextmanager
@@ -166,6 +190,7 @@ def tensors(
         operand = forward(operand)
     if isinstance(operand, Head):
         return _head_tensors(operand, name)
+    assert not isinstance(operand, Pairs)  # they have been reduced to losses
     operand = _scored(operand, name)
     if operand.ndim not in (1, 2, 3):
         raise ValueError(
@@ -177,11 +202,50 @@ def tensors(
 
 def _scored(t: Tensor, name: str) -> Tensor:
     if not isinstance(t, Tensor):
-        kinds = "a Tensor" if "." in name else "a Tensor, Head or Forward"
+        kinds = "a Tensor" if "." in name else "a Tensor, Head, Forward or Pairs"
         raise TypeError(f"{name} must be {kinds}, got {type(t).__name__}")
     if t.dtype not in FLOATS:
         raise TypeError(f"{name} must be float32, bfloat16 or float16, got {t.dtype}")
     return t.detach() if t.requires_grad else t
+
+
+def pair_tensors(
+    pairs: Pairs,
+    name: str,
+) -> list[Tensor]:
+    """[image [B, D], text [B, D], scale [1] float32, bias [1] float32]."""
+    if not isinstance(pairs, Pairs):
+        raise TypeError(f"{name} must be Pairs, got {type(pairs).__name__}")
+    image, text = _scored(pairs.image, f"{name}.image"), _scored(pairs.text, f"{name}.text")
+    if image.ndim != 2:
+        raise ValueError(f"{name}.image must be [B, D], got shape {tuple(image.shape)}")
+    if text.shape != image.shape:
+        raise ValueError(
+            f"{name}.text must be {list(image.shape)} as {name}.image is, got {list(text.shape)}"
+        )
+    if text.device != image.device:
+        raise RuntimeError(f"{name}.text must be on {image.device}, got {text.device}")
+    return [
+        image,
+        text,
+        _number(pairs.scale, f"{name}.scale", image),
+        _number(pairs.bias, f"{name}.bias", image),
+    ]
+
+
+def _number(value: float | Tensor, name: str, like: Tensor) -> Tensor:  # [1] float32
+    if isinstance(value, Tensor):
+        value = _scored(value, name)
+        if value.numel() != 1:
+            raise ValueError(f"{name} must have one element, got shape {tuple(value.shape)}")
+        if value.device != like.device:
+            raise RuntimeError(f"{name} must be on {like.device}, got {value.device}")
+        return value.reshape(1).float()
+    if not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number or a Tensor, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return torch.full((1,), value, dtype=torch.float32, device=like.device)
 
 
 def _head_tensors(head: Head, name: str) -> list[Tensor]:

@@ -16,12 +16,15 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from activesel import _native, _triton, spec
+from activesel import _native, _triton, spec, spec_joint
 
 BACKENDS = ("auto", "torch", "native", "triton", "cuda")
 PREFERRED = {"cpu": ("native",), "cuda": ("cuda", "triton")}
 
 MODULES = {"torch": spec, "native": _native, "triton": _triton}
+JOINT = {
+    name: module if hasattr(module, "pair_add") else spec_joint for name, module in MODULES.items()
+}  # TODO(lead): remove once all three have it
 
 LIB = torch.library.Library("activesel", "DEF")
 LIB.define(
@@ -34,11 +37,16 @@ LIB.define(
     " int ignore_index, str backend)"
     " -> (Tensor indices, Tensor scores, Tensor keys, Tensor threshold, Tensor flags)"
 )
-
+LIB.define(
+    "joint_select(Tensor[] online, Tensor[] reference, SymInt k, int chunks, bool normalize,"
+    " Tensor seed, Tensor step, Tensor temperature, SymInt offset, str loss, str backend)"
+    " -> (Tensor indices, Tensor scores, Tensor keys, Tensor threshold, Tensor flags,"
+    " Tensor batch_score)"
+)
 
 # What a backend may have a kernel for: heads or logits -> keys, losses -> scores, losses -> keys ->
-# rows, keys -> rows.
-STAGES = ("head", "logits", "scores", "losses", "topk")
+# rows, keys -> rows, embeddings of pairs -> rows.
+STAGES = ("head", "logits", "scores", "losses", "topk", "joint")
 
 
 def why_not(name: str, stage: str, device: torch.device) -> str:
@@ -162,6 +170,49 @@ def select(
     return out
 
 
+def check_pairs(flags: Tensor, online: Sequence[Tensor], reference: Sequence[Tensor]) -> None:
+    """As `_check_flags`, for embeddings; nothing can be looked at while torch traces."""
+    if not flags.is_cpu or type(flags) is not Tensor or torch.compiler.is_compiling():
+        return
+    if not int(flags) & (spec_joint.BAD_SCALE | spec_joint.BAD_NORM):
+        return
+    for name, side in (("online", online), ("reference", reference)):
+        for part, x in zip(("image", "text", "scale", "bias"), side, strict=False):
+            if part in ("scale", "bias"):
+                if not x.isfinite():
+                    raise ValueError(f"{name}.{part} must be finite, got {x.item()}")
+                continue
+            length = x.float().norm(dim=1)
+            length = length[length.isfinite()]
+            if ((length.square() - 1).abs() > spec_joint.NORM_TOLERANCE).any():
+                raise ValueError(
+                    f"{name}.{part} must have rows of length 1 (torch.nn.functional.normalize),"
+                    f" got lengths from {length.min():.4g} to {length.max():.4g}"
+                )
+
+
+def joint_select(
+    online: Sequence[Tensor],
+    reference: Sequence[Tensor],
+    k: int,
+    chunks: int,
+    normalize: bool,
+    seed: Tensor,
+    step: Tensor,
+    temperature: Tensor,
+    offset: int,
+    loss: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    name, _ = choose(backend, (online or reference)[0].device, "joint")
+    out = spec_joint.joint(
+        online, reference, k, chunks, normalize, seed, step, temperature, offset, loss, JOINT[name]
+    )
+    check_pairs(out[4], online, reference)
+    _check_flags(out[4], None, temperature)
+    return out
+
+
 def _fake_score(online: Any, reference: Any, *_: Any) -> tuple[Tensor, Tensor]:
     x = (online or reference)[0]
     return x.new_empty(x.shape[:1], dtype=torch.float32), x.new_empty((), dtype=torch.int32)
@@ -173,11 +224,18 @@ def _fake_select(online: Any, reference: Any, targets: Any, k: int, *_: Any) -> 
     return indices, scores, torch.empty_like(scores), scores.new_empty(()), flags
 
 
+def _fake_joint(online: Any, reference: Any, k: Any, *_: Any) -> tuple[Tensor, ...]:
+    out = _fake_select(online, reference, None, k)
+    return *out, out[3].new_empty(())
+
+
 for _device in ("CPU", "CUDA"):
+    LIB.impl("joint_select", joint_select, _device)
     LIB.impl("score", score, _device)
     LIB.impl("select", select, _device)
 torch.library.register_fake("activesel::score", _fake_score, lib=LIB)
 torch.library.register_fake("activesel::select", _fake_select, lib=LIB)
+torch.library.register_fake("activesel::joint_select", _fake_joint, lib=LIB)
 
 
 @register_flop_formula([torch.ops.activesel.score, torch.ops.activesel.select])
@@ -188,4 +246,17 @@ def _flops(online: Any, reference: Any, *_: Any, **__: Any) -> int:
         if len(shapes) > 1:
             *tokens, width = shapes[0]
             total += 2 * torch.Size(tokens).numel() * width * shapes[1][0]
+    return total
+
+
+@register_flop_formula(torch.ops.activesel.joint_select)
+def _joint_flops(online: Any, reference: Any, k: int, chunks: int, *_: Any, **__: Any) -> int:
+    """2 D per similarity: both directions of every chunk but the last against all rows, and of the
+    last against the rows chosen."""
+    *before, last = spec_joint.sizes(k, chunks)
+    total = 0
+    for shapes in (online, reference):
+        if shapes:
+            rows, width = shapes[0]
+            total += 4 * width * (sum(before) * rows + last * k)
     return total

@@ -13,17 +13,11 @@ import torch
 from torch import Tensor
 
 from activesel import ops
-from activesel.arguments import (
-    integer,
-    kept_full,
-    operands,
-    seed_tensor,
-    step_tensor,
-    temperature_tensor,
-)
+from activesel.arguments import draw, integer, operands
 from activesel.operands import Operand
 
 Loss: TypeAlias = Literal["softmax", "sigmoid"]
+RowLoss: TypeAlias = Literal["softmax", "sigmoid", "dot"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +32,10 @@ class Selection:
         temperature: as it was given.
         flags: [] int32 bits: 1 a score was not finite, 2 fewer than k rows could be chosen (NaN
             rows fill up), 4 a target was out of range (its row scores NaN), 8 a temperature tensor
-            was unusable (taken as 0). The last two are errors on the CPU; elsewhere looking would
-            stall the device.
-        batch_score: [] float32, joint selection only.
+            was unusable (taken as 0), 16 an embedding's length was not 1, 32 a scale or bias was
+            not finite. From 4 on they are errors on the CPU; elsewhere looking would stall the
+            device.
+        batch_score: [] float32, joint selection only: learnability of the batch chosen.
 
     Example:
         >>> import torch, activesel
@@ -120,7 +115,7 @@ def select(
     reference: Operand = None,
     targets: Tensor | None = None,  # [B] | [B, T] int, [B, C] | [B, T, C] float
     k: int,
-    loss: Loss = "softmax",
+    loss: RowLoss = "softmax",
     temperature: float | Tensor = 1.0,
     seed: int | Tensor | None = None,
     step: int | Tensor = 0,
@@ -137,14 +132,16 @@ def select(
     seed, step and offset give the same rows on every backend, bit for bit.
 
     Args:
-        online: per-row losses [B], logits [B, C] or [B, T, C], `Head` or `Forward`; None selects
-            easy rows.
+        online: per-row losses [B], logits [B, C] or [B, T, C], `Head`, `Forward` or `Pairs`; None
+            selects easy rows.
         reference: likewise, of any of these kinds; None selects hard rows.
         targets: needed for anything but losses. Integers are classes; floats are distributions
             (softmax) or multi-hot (sigmoid). With [B, T, ...] a row's loss is the mean over targets
             that are not ``ignore_index``, NaN when all are.
         k: rows to keep, in [0, B].
-        loss: "softmax" cross-entropy, or "sigmoid" binary cross-entropy summed over classes.
+        loss: "softmax" cross-entropy, or "sigmoid" binary cross-entropy summed over classes. For
+            `Pairs`, which need no targets: "dot", -scale z_i . t_i (ActiveCLIP, ActiveSigLIP), or
+            "sigmoid", softplus(-(scale z_i . t_i + bias)).
         temperature: >= 0. 0 keeps the k highest scores, inf draws uniformly. A [1] float32 tensor
             on the inputs' device can change without recompiling or waiting.
         seed: 64-bit int or [1] int64 tensor. None draws one from torch's default CPU generator.
@@ -172,21 +169,15 @@ def select(
         (torch.Size([2]), torch.Size([8]))
     """
     on, ref, rows = operands(online, reference, targets, loss, label_smoothing, ignore_index)
-    device = (on or ref)[0].device
-    k, offset = integer(k, "k"), integer(offset, "offset")
+    first = (on or ref)[0]
+    k = integer(k, "k")
     if not 0 <= k <= rows:
         raise ValueError(f"k must be in [0, {rows}], got {k}")
-    if not 0 <= offset < (1 << 63) - rows:
-        raise ValueError(f"offset must be in [0, 2^63 - {rows}), got {offset}")
-    opaque = ops.opaque((on or ref)[0])
-    full = kept_full if device.type == "cpu" and not opaque else torch.full
-    run = torch.ops.activesel.select if opaque else ops.select
+    noise = draw(seed, step, temperature, offset, first, rows)
+    run = torch.ops.activesel.select if ops.opaque(first) else ops.select
     indices, scores, keys, threshold, flags = run(
-        on, ref, targets, k,
-        seed_tensor(seed, device, full), step_tensor(step, device),
-        temperature_tensor(temperature, device, full), offset,
-        loss, label_smoothing, ignore_index, backend,
-    )  # fmt: skip
+        on, ref, targets, k, *noise, loss, label_smoothing, ignore_index, backend
+    )
     return Selection(indices, scores, keys, threshold, temperature, flags)
 
 
@@ -195,7 +186,7 @@ def score(
     online: Operand = None,
     reference: Operand = None,
     targets: Tensor | None = None,
-    loss: Loss = "softmax",
+    loss: RowLoss = "softmax",
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     backend: str = "auto",

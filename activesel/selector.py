@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from activesel.operands import Forward, Operand, untouched
+from activesel.joint import joint_select
+from activesel.losses import classification_loss, contrastive_loss
+from activesel.operands import Forward, untouched
 from activesel.select import Loss, Selection, sample, select
 
 Method = Literal["uniform", "hard", "easy", "learnability", "rho_loss"]
@@ -34,18 +35,25 @@ class Selector:
     returns the ``keep`` rows chosen, in the batch's own structure. ``update`` is one step of the
     online scorer on those rows.
 
+    Scorers with ``forward_pairs(images, texts) -> Pairs`` compare images with texts: their rows
+    are chosen one by one by -scale z_i . t_i (ActiveCLIP, ActiveSigLIP), or together by the
+    contrastive loss itself, ``chunks`` at a time (JEST).
+
     Args:
-        online: scorer trained along (None for ``easy`` and ``uniform``); for ``rho_loss`` the
-            learner itself.
-        reference: scorer already trained, or trained beside (``train_reference``). Not needed for
-            ``hard``, ``uniform``.
+        online: scorer trained along (None for ``easy`` and ``uniform``); for ``rho_loss``, or
+            without an ``optimizer``, possibly the learner itself.
+        reference: scorer already trained, or trained beside (``train_reference``), or what it said
+            of every row before, a `ReferenceCache`. Not needed for ``hard``, ``uniform``.
         keep: rows to keep of each super-batch. The batch it is given must have at least that many.
         method: score that decides. ``hard`` = l_online; ``easy`` = -l_reference; ``learnability``
             and ``rho_loss`` = l_online - l_reference, the latter always the k highest (temperature
             0); ``uniform`` runs no scorer.
-        loss: "softmax", "sigmoid", or a callable ``(model, batch) -> [B]`` losses that replaces
-            ``inputs`` too.
-        inputs: ``inputs(batch) -> (x, targets)``; by default the batch's first two elements.
+        loss: "softmax" (default for classes), "sigmoid" (default for pairs), or a callable
+            ``(model, batch) -> [B]`` losses that replaces ``inputs`` too. ``update`` trains the
+            online scorer on it, and so it tells ActiveCLIP from ActiveSigLIP.
+        chunks: of joint selection, pairs only; None chooses rows one by one, see `joint_select`.
+        inputs: ``inputs(batch) -> (x, targets)`` or ``(images, texts)``; by default the batch's
+            first two elements.
         optimizer: the online scorer's, used by ``update``.
         label_smoothing: of the targets ``update`` trains the online scorer on, in [0, 1]; scores
             and the reference are never smoothed. It keeps the online scorer less confident than
@@ -55,15 +63,17 @@ class Selector:
             super-batch is kept until ``update``.
         temperature: >= 0, see `select`; may be reassigned at any time.
         seed: 64 bits; with the step, the whole state of the noise.
-        id_key: entry of a dict batch that is removed before the learner sees the rows; the ids of
-            the rows kept are in ``kept_ids``.
+        id_key: entry of a dict batch (or position in a tuple) that is removed before the learner
+            sees the rows; the ids of the rows kept are in ``kept_ids``. A `ReferenceCache` is asked
+            by these ids.
         start, end: calls before ``start`` and from ``end`` on keep rows uniformly, without scoring.
         warmup: calls from ``start`` over which 1/T rises linearly to its value.
 
     Attributes:
         last: `Selection` of the last call, None before it or when nothing had to be chosen.
 
-    Source: Evans et al. 2023 (arXiv:2312.05328), Mindermann et al. 2022 (arXiv:2206.07137).
+    Source: Evans et al. 2023 (arXiv:2312.05328), Evans et al. 2024 (arXiv:2406.17711), Mindermann
+    et al. 2022 (arXiv:2206.07137).
 
     Example:
         >>> import torch, activesel
@@ -86,15 +96,16 @@ class Selector:
         *,
         keep: int,
         method: Method = "learnability",
-        loss: Loss | Callable[[Any, Any], Tensor] = "softmax",
-        inputs: Callable[[Any], tuple[Any, Tensor]] | None = None,
+        loss: Loss | Callable[[Any, Any], Tensor] | None = None,
+        chunks: int | None = None,
+        inputs: Callable[[Any], tuple[Any, Any]] | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         label_smoothing: float = 0.0,
         reference_optimizer: torch.optim.Optimizer | None = None,
         train_reference: bool = False,
         temperature: float | Tensor = 1.0,
         seed: int = 0,
-        id_key: str | None = None,
+        id_key: str | int | None = None,
         start: int = 0,
         end: int | None = None,
         warmup: int = 0,
@@ -112,12 +123,26 @@ class Selector:
             raise ValueError(f"seed must fit in 64 bits, got {seed}")
         if keep < 1:
             raise ValueError(f"keep must be >= 1, got {keep}")
+        used = [m for m, needed in zip((online, reference), NEEDS[method], strict=True) if needed]
+        self._pairs = any(map(_compares, used)) and not callable(loss)
+        if self._pairs and not all(map(_compares, used)):
+            raise ValueError("online and reference must both have forward_pairs, got one that has")
+        if chunks is not None and (callable(loss) or (used and not self._pairs)):
+            raise ValueError(f"chunks must be None unless scorers have forward_pairs, got {chunks}")
+        if chunks is not None and not 1 <= chunks <= keep:
+            raise ValueError(f"chunks must be in [1, keep={keep}], got {chunks}")
+        if _cached(reference) and id_key is None:
+            raise ValueError("id_key must be given for a reference cache, got None")
+        if _cached(online) or (_cached(reference) and train_reference):
+            raise ValueError("a cache cannot be trained: it can be no model that learns")
+        if loss is None:
+            loss = "sigmoid" if self._pairs else "softmax"
         if not callable(loss) and loss not in ("softmax", "sigmoid"):
             raise ValueError(f'loss must be "softmax", "sigmoid" or callable, got {loss!r}')
         if not 0 <= label_smoothing <= 1:
             raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
-        if callable(loss) and label_smoothing:
-            raise ValueError(f"label_smoothing must be 0 for a callable, got {label_smoothing}")
+        if (callable(loss) or self._pairs) and label_smoothing:
+            raise ValueError(f"label_smoothing is for classes only, got {label_smoothing}")
         if train_reference and (reference is None or reference_optimizer is None):
             raise ValueError("train_reference needs reference and reference_optimizer, got None")
         if method == "rho_loss":
@@ -134,6 +159,7 @@ class Selector:
             raise ValueError(f"0 <= start <= end and warmup >= 0, got {start=}, {end=}, {warmup=}")
         self.online, self.reference = online, reference
         self.keep, self.method, self.loss, self.inputs = keep, method, loss, inputs
+        self.chunks = chunks
         self.optimizer, self.reference_optimizer = optimizer, reference_optimizer
         self.label_smoothing = label_smoothing
         self.train_reference, self.temperature, self.id_key = train_reference, temperature, id_key
@@ -153,7 +179,7 @@ class Selector:
         if self._clock is None or self._clock[0].device != device:
             self._clock = _int64(self.seed, device), _int64(self.step, device)
         self._super_batch = batch if self.train_reference else None
-        self.last = self._choose(batch, rows) if rows > self.keep else None
+        self.last = self._choose(batch, ids, rows) if rows > self.keep else None
         self._clock[1].add_(1)
         self.step += 1
         self.examples_trained += self.keep
@@ -198,6 +224,8 @@ class Selector:
             out["gain"] = out["score_kept_mean"] - out["score_mean"]
             out["nonfinite"], out["flags"] = (~finite).sum(), self.last.flags
             out["threshold"] = self.last.threshold
+            if self.last.batch_score is not None:
+                out["batch_score"] = self.last.batch_score
             t = torch.as_tensor(self.last.temperature, dtype=torch.float32, device=s.device)
             top = clean.nan_to_num(nan=-torch.inf).max()
             below = torch.where(t.isinf() | (s == top), 0.0, (s - top) / t)  # T = 0: -inf
@@ -260,7 +288,7 @@ class Selector:
         begun = self.step >= self.start and (self.end is None or self.step < self.end)
         return begun and self.method != "uniform"
 
-    def _choose(self, batch: Any, rows: int) -> Selection:
+    def _choose(self, batch: Any, ids: Any, rows: int) -> Selection:
         assert self._clock is not None
         seed, step = self._clock
         if not self._active():
@@ -268,31 +296,42 @@ class Selector:
             return sample(zeros, self.keep, float("inf"), seed, step)
         ramp = (self.step - self.start + 1) / self.warmup if self.warmup else 1.0
         temperature = self.temperature / min(ramp, 1.0)
-        use_online, use_reference = NEEDS[self.method]
-        if callable(self.loss):
-            targets: Tensor | None = None
-            how: Loss = "softmax"
-        else:
-            (x, targets), how = self._inputs(batch), self.loss
+        x, targets = (None, None) if callable(self.loss) else self._inputs(batch)
+        online, reference = (
+            self._side(model, batch, x, targets, ids) if needed else None
+            for model, needed in zip((self.online, self.reference), NEEDS[self.method], strict=True)
+        )
+        self.examples_scored += rows
+        how: Any = "softmax" if callable(self.loss) else self.loss
+        if self.chunks is not None:
+            return joint_select(
+                online=online, reference=reference, k=self.keep, chunks=self.chunks, loss=how,
+                temperature=temperature, seed=seed, step=step,
+            )  # fmt: skip
+        given = [side for side in (online, reference) if side is not None]
+        reduced = all(isinstance(side, Tensor) and side.ndim == 1 for side in given)
+        return select(
+            online=online, reference=reference, targets=None if self._pairs or reduced else targets,
+            k=self.keep, loss="dot" if self._pairs else how, temperature=temperature,
+            seed=seed, step=step,
+        )  # fmt: skip
 
-        def side(model: Any) -> Operand:
-            if not callable(self.loss):
-                return Forward(model, x)
+    def _side(self, model: Any, batch: Any, x: Any, targets: Any, ids: Any) -> Any:
+        """What one model has to say of a batch, as an operand of `select` or `joint_select`."""
+        if _cached(model):
+            return model.lookup(ids)
+        if callable(self.loss):
             with untouched(model):
                 return self.loss(model, batch)
-
-        picked = select(
-            online=side(self.online) if use_online else None,
-            reference=side(self.reference) if use_reference else None,
-            targets=targets, k=self.keep, loss=how, temperature=temperature, seed=seed, step=step,
-        )  # fmt: skip
-        self.examples_scored += rows
-        return picked
+        if not self._pairs:
+            return Forward(model, x)
+        with untouched(model):
+            return model.forward_pairs(x, targets)
 
     def _rows(self, batch: Any) -> tuple[int, torch.device]:
         """Rows and device of what is scored, or of the first array when nothing is."""
         if self.inputs is not None and self._active() and not callable(self.loss):
-            leaf = self.inputs(batch)[1]
+            leaf = _first_array(self.inputs(batch)[1])
         else:
             leaf = _first_array(batch)
         return leaf.shape[0], leaf.device if isinstance(leaf, Tensor) else torch.device("cpu")
@@ -306,38 +345,44 @@ class Selector:
                 loss = self.loss(model, batch).mean()
             else:
                 x, y = self._inputs(batch)
-                loss = _mean_loss(model(x), y, self.loss, smoothing)
+                if self._pairs:
+                    loss = contrastive_loss(model.forward_pairs(x, y), self.loss)
+                else:
+                    loss = classification_loss(model(x), y, self.loss, smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
         optimizer.step()
 
     def _split_ids(self, batch: Any) -> tuple[Any, Any]:
-        if self.id_key is None:
+        key = self.id_key
+        if key is None:
             return batch, None
-        if not isinstance(batch, Mapping) or self.id_key not in batch:
+        if (
+            isinstance(key, int)
+            and isinstance(batch, (list, tuple))
+            and -len(batch) <= key < len(batch)
+        ):
+            rest = list(batch)
+            ids = rest.pop(key)
+            return type(batch)(rest), ids
+        if not isinstance(batch, Mapping) or key not in batch:
+            kind = "a tuple" if isinstance(key, int) else "a dict"
             raise ValueError(
-                f"batch must be a dict with id_key {self.id_key!r}, got {type(batch).__name__}"
+                f"batch must be {kind} with id_key {key!r}, got {type(batch).__name__}"
             )
         batch = copy.copy(batch)
-        return batch, batch.pop(self.id_key)
+        return batch, batch.pop(key)
 
 
-def _mean_loss(logits: Tensor, targets: Tensor, loss: str, smoothing: float) -> Tensor:  # []
-    """The training loss that goes with a score: the mean over rows, or over tokens that count."""
-    classes = logits.shape[-1]
-    logits = logits.float().reshape(-1, classes)
-    if targets.is_floating_point():
-        y = targets.reshape(logits.shape).float()
-    elif loss == "softmax":
-        return F.cross_entropy(logits, targets.reshape(-1).long(), label_smoothing=smoothing)
-    else:
-        counts = targets.reshape(-1) != -100
-        logits, y = logits[counts], targets.reshape(-1)[counts]
-        y = F.one_hot(y.long(), classes).float()
-    if loss == "softmax":
-        return F.cross_entropy(logits, y, label_smoothing=smoothing)
-    y = (1 - smoothing) * y + smoothing / classes
-    return F.binary_cross_entropy_with_logits(logits, y, reduction="sum") / logits.shape[0]
+def _compares(model: Any) -> bool:
+    """Whether a scorer, or a cache of what one said, is about pairs."""
+    return callable(getattr(model, "forward_pairs", None)) or (
+        _cached(model) and model.kind == "embeddings"
+    )
+
+
+def _cached(model: Any) -> bool:
+    return callable(getattr(model, "lookup", None))
 
 
 def _first_array(batch: Any) -> Any:

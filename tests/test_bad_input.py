@@ -66,7 +66,7 @@ SCORE = [  # arguments of score
     (dict(online=LOGITS), ValueError, ["targets", "online", "None"]),
     (dict(reference=LOGITS), ValueError, ["targets", "reference", "None"]),
     (dict(online=LOSSES, targets=LABELS), ValueError, ["targets", "losses"]),
-    (dict(online=[LOSSES]), TypeError, ["online", "Tensor, Head or Forward", "list"]),
+    (dict(online=[LOSSES]), TypeError, ["online", "Tensor, Head, Forward or Pairs", "list"]),
     (dict(online=(FEATURES, WEIGHT), targets=LABELS), TypeError, ["online", "Head", "tuple"]),
     (dict(online=LOGITS.long(), targets=LABELS), TypeError, ["online", "float32", "int64"]),
     (dict(online=LOGITS.double(), targets=LABELS), TypeError, ["online", "float32", "float64"]),

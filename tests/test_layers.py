@@ -14,11 +14,11 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Low to high; a module imports from lower layers only (or from its own folder).
 LAYERS = [
-    {"spec"},
+    {"spec", "spec_joint"},
     {"kernels"},
     {"_native", "_triton"},
     {"ops"},
-    {"operands", "arguments", "select"},
+    {"operands", "arguments", "select", "joint", "losses", "cache"},
     {"selector", "testing"},
     {"models", "ledger"},
     {"loop", "doctor"},
@@ -64,16 +64,20 @@ def test_nothing_imports_upward(path):
 
 
 def test_the_core_does_not_know_its_users():
-    """selector, loop -> select -> ops -> {spec, _native, _triton -> kernels}, nothing beside."""
+    """selector -> select, joint -> ops -> {spec, _native, _triton -> kernels}, nothing beside."""
     allowed = {
         "spec": set(),
-        "_native": {"spec", "_C", "__version__"},
-        "_triton": {"spec", "kernels"},
-        "ops": {"spec", "_native", "_triton"},
+        "spec_joint": {"spec"},
+        "_native": {"spec", "spec_joint", "_C", "__version__"},
+        "_triton": {"spec", "spec_joint", "kernels"},
+        "ops": {"spec", "spec_joint", "_native", "_triton"},
         "operands": set(),
-        "arguments": {"operands"},
+        "losses": {"operands"},
+        "arguments": {"ops", "operands", "spec_joint"},
         "select": {"ops", "operands", "arguments"},
-        "selector": {"select", "operands"},
+        "joint": {"ops", "operands", "arguments", "select"},
+        "cache": {"select", "operands", "__version__"},
+        "selector": {"select", "joint", "losses", "operands"},
         "testing": {"select"},
     }
     for name, expected in allowed.items():
@@ -82,8 +86,10 @@ def test_the_core_does_not_know_its_users():
 
 
 def test_specification_imports_only_torch():
-    roots = {name.split(".")[0] for name in imports(PACKAGE / "spec.py")}
-    assert roots <= {"torch", "collections", "__future__"}
+    standard = {"torch", "collections", "typing", "sys", "__future__"}
+    for name in ("spec", "spec_joint"):
+        roots = {name.split(".")[0] for name in imports(PACKAGE / f"{name}.py")}
+        assert roots <= standard | {"activesel"}
 
 
 def test_only_the_guard_knows_the_compiled_module():

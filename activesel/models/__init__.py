@@ -1,6 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scorers and learners that activesel can build, save and load by name."""
 
-from activesel.models.vit import SIZES, ViT, ViTConfig, load, save, vit
+from activesel.models.dual import TEXT_SIZES, DualConfig, DualEncoder, contrastive_loss, dual
+from activesel.models.files import load, save
+from activesel.models.text import TextConfig, TextTower
+from activesel.models.vit import SIZES, ViT, ViTConfig, vit
 
-__all__ = ["SIZES", "ViT", "ViTConfig", "load", "save", "vit"]
+__all__ = [
+    "SIZES",
+    "TEXT_SIZES",
+    "DualConfig",
+    "DualEncoder",
+    "TextConfig",
+    "TextTower",
+    "ViT",
+    "ViTConfig",
+    "contrastive_loss",
+    "dual",
+    "load",
+    "save",
+    "vit",
+]

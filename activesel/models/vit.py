@@ -3,20 +3,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import copy
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-FORMAT = 1
-"""Version of the JSON header that `save` writes."""
+from activesel.models import flexi
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "nano": (32, 2, 2),
@@ -29,6 +24,20 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "L": (1024, 24, 16),
 }
 """Width, depth and heads by name; the first three are meant for CPUs. The MLP is 4x as wide."""
+
+
+def positive(config: Any, *names: str) -> None:
+    """Refuse a configuration unless the named fields are whole and >= 1, and heads divide width."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if config.width % config.heads:
+        raise ValueError(
+            f"width must be a multiple of heads={config.heads}, got width={config.width}"
+        )
 
 
 @dataclass(frozen=True)
@@ -49,16 +58,7 @@ class ViTConfig:
     pool: Literal["mean", "class"] = "mean"
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads", "image_size", "patch", "channels", "classes"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.width % self.heads:
-            raise ValueError(
-                f"width must be a multiple of heads={self.heads}, got width={self.width}"
-            )
+        positive(self, "width", "depth", "heads", "image_size", "patch", "channels", "classes")
         if self.image_size % self.patch:
             raise ValueError(
                 f"image_size must be a multiple of patch={self.patch}, got {self.image_size}"
@@ -92,11 +92,12 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,  # [B, T, D] float
+        mask: Tensor | None = None,  # [B, 1, 1, T] bool, tokens to attend to
     ) -> Tensor:  # [B, T, D]
         batch, tokens, width = x.shape
         qkv = self.qkv(self.norm1(x)).view(batch, tokens, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, T, D / heads]
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
         x = x + self.out(mixed.reshape(batch, tokens, width))
         x = x + self.down(F.gelu(self.up(self.norm2(x))))
         return x
@@ -143,14 +144,40 @@ class ViT(nn.Module):
         self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, config.classes)
-        self._initialise()
-
-    def _initialise(self) -> None:
+        self._view: flexi.View | None = None
         nn.init.trunc_normal_(self.position, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        linear(self)
+
+    def at(self, patch: int, drop: float = 0.0, seed: int = 0) -> ViT:
+        """The same weights run at another patch size, or on a share of the patches: a cheap scorer.
+
+        A view, not a copy: training either trains both, and whatever is saved has the shapes of
+        `config`. The patch embedding w becomes pinv(B^T) w, with B the bilinear resize from native
+        patches to the new ones, so that <B x, w'> = <x, w> for larger patches (in the least squares
+        for smaller ones); position embeddings are resized bilinearly. Approximate unless the model
+        was trained at both sizes.
+
+        Args:
+            patch: side in pixels, a divisor of `config.image_size`.
+            drop: share of patches left out, in [0, 1). The same ones in every image and call,
+                evenly spread; at least one stays.
+            seed: which ones; every patch is kept by about the same share of seeds.
+
+        Raises:
+            ValueError: out of range. TypeError: `patch` is not an int.
+
+        Source: Beyer et al. 2023 (arXiv:2212.08013); dropping as in Li et al. 2023
+            (arXiv:2212.00794).
+
+        >>> model = vit("mu", image_size=32, patch=4)
+        >>> images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+        >>> model.at(16)(images).shape, model.at(4, drop=0.5)(images).shape
+        (torch.Size([2, 1000]), torch.Size([2, 1000]))
+        """
+        replace(self.config, patch=patch)  # checks it
+        view = copy.copy(self)  # nn.Module keeps parameters in dicts, which the two then share
+        view._view = flexi.view(self.config, patch, drop, seed, self.position)
+        return view
 
     def forward_features(
         self,
@@ -170,18 +197,26 @@ class ViT(nn.Module):
             raise ValueError(
                 f"x must be [B, {c.channels}, {c.image_size}, {c.image_size}], got {list(x.shape)}"
             )
+        if x.dtype != torch.uint8 and not x.is_floating_point():
+            raise TypeError(f"x must be uint8 or floating, got {x.dtype}")
+        weight: Tensor = self.patch.weight
+        position: Tensor = self.position
+        patch = c.patch
+        if self._view is not None:
+            weight, position = self._view.resize(weight, position, c)
+            patch = self._view.patch
+        side = c.image_size // patch
+        x = x.reshape(-1, c.channels, side, patch, side, patch).permute(0, 2, 4, 1, 3, 5)
+        x = x.reshape(-1, side * side, c.channels, patch**2)
+        if self._view is not None and self._view.kept is not None:
+            x = x[:, self._view.kept.to(x.device)]
         if x.dtype == torch.uint8:
             x = x.to(self.mean.dtype) / 255
-        elif not x.is_floating_point():
-            raise TypeError(f"x must be uint8 or floating, got {x.dtype}")
-        x = (x - self.mean) / self.std
-        side = c.image_size // c.patch
-        x = x.reshape(-1, c.channels, side, c.patch, side, c.patch)
-        x = x.permute(0, 2, 4, 1, 3, 5).reshape(-1, side * side, c.channels * c.patch**2)
-        x = self.patch(x)
+        x = (x - self.mean.view(-1, 1)) / self.std.view(-1, 1)
+        x = F.linear(x.flatten(2), weight, self.patch.bias)
         if self.token is not None:
             x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1)
-        x = x + self.position
+        x = x + position
         for block in self.blocks:
             x = block(x)
         x = x[:, 0] if self.token is not None else x.mean(dim=1)
@@ -197,6 +232,14 @@ class ViT(nn.Module):
         return logits
 
 
+def linear(module: nn.Module) -> None:
+    """Initialise every linear layer of `module`: Xavier weights, no bias."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+
 def _per_channel(name: str, value: float | tuple[float, ...], channels: int) -> Tensor:
     values = (value,) if isinstance(value, int | float) else tuple(value)
     if len(values) not in (1, channels):
@@ -204,6 +247,13 @@ def _per_channel(name: str, value: float | tuple[float, ...], channels: int) -> 
     if name == "std" and min(values) <= 0:
         raise ValueError(f"std must be positive, got {min(values)}")
     return torch.tensor(values, dtype=torch.float32).expand(channels).clone().reshape(1, -1, 1, 1)
+
+
+def named(size: str) -> tuple[int, int, int]:
+    """Width, depth and heads of a named size."""
+    if size not in SIZES:
+        raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
+    return SIZES[size]
 
 
 def vit(
@@ -232,93 +282,6 @@ def vit(
     >>> sum(p.numel() for p in vit("Ti", classes=1).parameters()) // 100_000  # 5.5 M
     55
     """
-    if size not in SIZES:
-        raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
-    width, depth, heads = SIZES[size]
+    width, depth, heads = named(size)
     config = ViTConfig(width, depth, heads, image_size, patch, channels, classes, pool)
     return ViT(config, mean, std)
-
-
-def save(
-    model: ViT,
-    path: str | os.PathLike[str],
-) -> None:
-    """Write weights and shapes to one safetensors file, all of it or nothing.
-
-    Args:
-        model: the model; its tensors are stored as they are (dtype kept).
-        path: the file; its folder must exist.
-
-    Raises:
-        TypeError: `model` is not a `ViT`.
-
-    >>> import tempfile
-    >>> model = vit("mu", image_size=28, patch=7, channels=1, classes=10)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save(model, f"{folder}/scorer.safetensors")
-    ...     load(f"{folder}/scorer.safetensors").config == model.config
-    True
-    """
-    if not isinstance(model, ViT):
-        raise TypeError(f"model must be a ViT, got {type(model).__name__}")
-    header = json.dumps({"format": FORMAT, "model": "vit", "config": asdict(model.config)})
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        tensors = {name: t.detach().contiguous() for name, t in model.state_dict().items()}
-        save_file(tensors, temporary, metadata={"activesel": header})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load(
-    path: str | os.PathLike[str],
-    device: str | torch.device = "cpu",
-) -> ViT:
-    """Read a model that `save` wrote.
-
-    Args:
-        path: the safetensors file.
-        device: where the weights go.
-
-    Raises:
-        ValueError: the file is damaged, foreign, or of another format version.
-        FileNotFoundError: there is no such file.
-
-    >>> load("nowhere.safetensors")
-    Traceback (most recent call last):
-    FileNotFoundError: no model file at nowhere.safetensors
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no model file at {path}")
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            header = (file.metadata() or {}).get("activesel")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} must be a whole safetensors file, got: {error}") from error
-    config = _read_header(path, header)
-    with torch.device("meta"):
-        model = ViT(config)
-    for name in ("mean", "std"):
-        if name in tensors and tensors[name].shape == (1, config.channels, 1, 1):
-            setattr(model, name, tensors[name])
-    try:
-        model.load_state_dict(tensors, assign=True)
-    except RuntimeError as error:
-        raise ValueError(f"{path} must hold the weights of {config}, got: {error}") from error
-    return model
-
-
-def _read_header(path: str | os.PathLike[str], header: str | None) -> ViTConfig:
-    expected = f"an 'activesel' header of format {FORMAT} for a vit"
-    if header is None:
-        raise ValueError(f"{path} must hold {expected}, got none")
-    try:
-        content: dict[str, Any] = json.loads(header)
-        if content["format"] != FORMAT or content["model"] != "vit":
-            raise ValueError(f"format {content['format']}, model {content['model']!r}")
-        return ViTConfig(**content["config"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} must hold {expected}, got: {error}") from error
