@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 import torch
 import torch.nn.functional as F
+from embeddings import embed, single, tensors, two
 from torch.utils.flop_counter import FlopCounterMode
 
 from activesel import Pairs, joint_select, sample, select, spec, spec_joint
