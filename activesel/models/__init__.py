@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scorers and learners that activesel can build, save and load by name."""
 
-from activesel.models.dual import TEXT_SIZES, DualConfig, DualEncoder, contrastive_loss, dual
+from activesel.losses import contrastive_loss
+from activesel.models.dual import TEXT_SIZES, DualConfig, DualEncoder, dual
 from activesel.models.files import load, save
 from activesel.models.text import TextConfig, TextTower
 from activesel.models.vit import SIZES, ViT, ViTConfig, vit

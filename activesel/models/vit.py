@@ -126,6 +126,7 @@ class ViT(nn.Module):
 
     mean: Tensor  # [1, C, 1, 1] float32
     std: Tensor  # [1, C, 1, 1] float32
+    _view: flexi.View | None = None
 
     def __init__(
         self,
@@ -144,7 +145,6 @@ class ViT(nn.Module):
         self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, config.classes)
-        self._view: flexi.View | None = None
         nn.init.trunc_normal_(self.position, std=0.02)
         linear(self)
 

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models as files: weights and shapes in one, whole or refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from activesel.models.dual import DualConfig, DualEncoder
+from activesel.models.text import TextConfig
+from activesel.models.vit import ViT, ViTConfig
+
+FORMAT = 1
+"""Version of the JSON header that `save` writes."""
+
+KINDS: dict[type[ViT | DualEncoder], str] = {ViT: "vit", DualEncoder: "dual"}
+
+M = TypeVar("M", ViT, DualEncoder)
+
+
+def save(
+    model: ViT | DualEncoder,
+    path: str | os.PathLike[str],
+) -> None:
+    """Write weights and shapes to one safetensors file, all of it or nothing.
+
+    Args:
+        model: the model; its tensors are stored as they are (dtype kept), those of a view at the
+            native patch size.
+        path: the file; its folder must exist.
+
+    Raises:
+        TypeError: `model` is neither a `ViT` nor a `DualEncoder`.
+
+    >>> import tempfile
+    >>> from activesel.models import vit
+    >>> model = vit("mu", image_size=28, patch=7, channels=1, classes=10)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(model, f"{folder}/scorer.safetensors")
+    ...     load(f"{folder}/scorer.safetensors").config == model.config
+    True
+    """
+    kind = next((name for cls, name in KINDS.items() if isinstance(model, cls)), None)
+    if kind is None:
+        raise TypeError(f"model must be a ViT or DualEncoder, got {type(model).__name__}")
+    header = json.dumps({"format": FORMAT, "model": kind, "config": asdict(model.config)})
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        tensors = {name: t.detach().contiguous() for name, t in model.state_dict().items()}
+        save_file(tensors, temporary, metadata={"activesel": header})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@overload
+def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> ViT: ...
+@overload
+def load(
+    path: str | os.PathLike[str], device: str | torch.device = "cpu", *, kind: type[M]
+) -> M: ...
+def load(
+    path: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    *,
+    kind: Any = ViT,
+) -> Any:
+    """Read a model that `save` wrote.
+
+    Args:
+        path: the safetensors file.
+        device: where the weights go.
+        kind: what the file must hold, `ViT` or `DualEncoder`.
+
+    Raises:
+        TypeError: `kind` is neither.
+        ValueError: the file is damaged, foreign, of another kind or of another format version.
+        FileNotFoundError: there is no such file.
+
+    >>> load("nowhere.safetensors")
+    Traceback (most recent call last):
+    FileNotFoundError: no model file at nowhere.safetensors
+    """
+    if kind not in KINDS:
+        raise TypeError(f"kind must be ViT or DualEncoder, got {kind!r}")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no model file at {path}")
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            header = (file.metadata() or {}).get("activesel")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} must be a whole safetensors file, got: {error}") from error
+    config = _read_header(path, header, KINDS[kind])
+    with torch.device("meta"):
+        model = kind(config)
+    try:
+        model.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"{path} must hold the weights of {config}, got: {error}") from error
+    return model
+
+
+def _read_header(
+    path: str | os.PathLike[str],
+    header: str | None,
+    kind: str,
+) -> ViTConfig | DualConfig:
+    expected = f"an 'activesel' header of format {FORMAT} for a {kind}"
+    if header is None:
+        raise ValueError(f"{path} must hold {expected}, got none")
+    try:
+        content: dict[str, Any] = json.loads(header)
+        if content["format"] != FORMAT or content["model"] != kind:
+            raise ValueError(f"format {content['format']}, model {content['model']!r}")
+        config = content["config"]
+        if kind == "vit":
+            return ViTConfig(**config)
+        return DualConfig(ViTConfig(**config["image"]), TextConfig(**config["text"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} must hold {expected}, got: {error}") from error
