@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Online data selection for training: score a super-batch, keep the rows worth training on."""
 
+from activesel.cache import ReferenceCache, write_cache
 from activesel.joint import joint_select
 from activesel.operands import Forward, Head, Pairs
 from activesel.select import Selection, sample, score, select
@@ -11,10 +12,12 @@ __all__ = [
     "Forward",
     "Head",
     "Pairs",
+    "ReferenceCache",
     "Selection",
     "Selector",
     "joint_select",
     "sample",
     "score",
     "select",
+    "write_cache",
 ]

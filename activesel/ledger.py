@@ -36,10 +36,14 @@ def forward_flops(
     600.0
     """
     shadow = copy.deepcopy(model).to("meta")
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        shadow(torch.empty(1, *input_shape, device="meta"))
-    total = counter.get_total_flops()
+
+    def batch(rows: int) -> int:
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), counter:
+            shadow(torch.empty(rows, *input_shape, device="meta"))
+        return counter.get_total_flops()
+
+    total = batch(2) - batch(1)  # what is done once a call (resizing weights) is no row's
     if total <= 0:
         raise ValueError(f"model must run at least one countable operation, got {total} FLOPs")
     return float(total)

@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from activesel import ops
 from activesel.arguments import draw, integer, operands
+from activesel.batches import take
 from activesel.operands import Operand
 
 Loss: TypeAlias = Literal["softmax", "sigmoid"]
@@ -67,7 +65,7 @@ class Selection:
             >>> picked.take({"x": torch.arange(3), "name": ["a", "b", "c"], "epoch": 7})
             {'x': tensor([1, 2]), 'name': ['b', 'c'], 'epoch': 7}
         """
-        return _take(batch, self.indices, self.scores.shape[0])
+        return take(batch, self.indices, self.scores.shape[0])
 
     def log_inclusion(self) -> Tensor:  # [k] float32
         """Log-probability of each chosen row to be chosen, given the threshold set by the others.
@@ -239,37 +237,3 @@ def sample(
         offset=offset,
         backend=backend,
     )
-
-
-# -------------------------------------------------------------------------------------------- take
-
-
-LEAVES = (str, bytes, int, float)
-
-
-def _take(batch: Any, indices: Tensor, rows: int) -> Any:
-    def has_rows(leaf: Any) -> bool:
-        return isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim > 0 and leaf.shape[0] == rows
-
-    if isinstance(batch, Tensor):
-        return batch.index_select(0, indices.to(batch.device)) if has_rows(batch) else batch
-    if isinstance(batch, np.ndarray):
-        return batch[indices.cpu().numpy()] if has_rows(batch) else batch
-    if isinstance(batch, list) and len(batch) == rows:
-        arrays = [v for v in batch if isinstance(v, (Tensor, np.ndarray))]
-        if not arrays or not all(map(has_rows, arrays)):
-            return [batch[i] for i in indices.tolist()]
-    if type(batch) is tuple and len(batch) == rows and all(isinstance(v, LEAVES) for v in batch):
-        return tuple(batch[i] for i in indices.tolist())  # torch's default collate makes these
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_take(v, indices, rows) for v in batch))
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(_take(v, indices, rows) for v in batch)
-    if isinstance(batch, Mapping):
-        taken = {name: _take(v, indices, rows) for name, v in batch.items()}
-        if type(batch) is dict:
-            return taken
-        out: Any = copy.copy(batch)  # keeps the type and whatever else it carries
-        out.update(taken)
-        return out
-    return batch

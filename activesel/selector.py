@@ -7,11 +7,10 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
+from activesel.batches import first_array, split_ids
 from activesel.joint import joint_select
 from activesel.losses import classification_loss, contrastive_loss
 from activesel.operands import Forward, untouched
@@ -137,6 +136,9 @@ class Selector:
             raise ValueError("a cache cannot be trained: it can be no model that learns")
         if loss is None:
             loss = "sigmoid" if self._pairs else "softmax"
+        said = reference.loss if _cached(reference) else None  # None too for embeddings
+        if said is not None and not callable(loss) and said != loss:
+            raise ValueError(f"loss must be the reference cache's, {said!r}, got {loss!r}")
         if not callable(loss) and loss not in ("softmax", "sigmoid"):
             raise ValueError(f'loss must be "softmax", "sigmoid" or callable, got {loss!r}')
         if not 0 <= label_smoothing <= 1:
@@ -172,7 +174,7 @@ class Selector:
 
     def __call__(self, batch: Any) -> Any:
         """Return the rows kept, in the structure of ``batch``."""
-        batch, ids = self._split_ids(batch)
+        batch, ids = split_ids(batch, self.id_key)
         rows, device = self._rows(batch)
         if rows < self.keep:
             raise ValueError(f"batch must have at least keep={self.keep} rows, got {rows}")
@@ -319,7 +321,8 @@ class Selector:
     def _side(self, model: Any, batch: Any, x: Any, targets: Any, ids: Any) -> Any:
         """What one model has to say of a batch, as an operand of `select` or `joint_select`."""
         if _cached(model):
-            return model.lookup(ids)
+            again = model.miss == "compute" and not callable(self.loss)
+            return model.lookup(ids, model.scoring(x, targets) if again else None)
         if callable(self.loss):
             with untouched(model):
                 return self.loss(model, batch)
@@ -331,9 +334,9 @@ class Selector:
     def _rows(self, batch: Any) -> tuple[int, torch.device]:
         """Rows and device of what is scored, or of the first array when nothing is."""
         if self.inputs is not None and self._active() and not callable(self.loss):
-            leaf = _first_array(self.inputs(batch)[1])
+            leaf = first_array(self.inputs(batch)[1])
         else:
-            leaf = _first_array(batch)
+            leaf = first_array(batch)
         return leaf.shape[0], leaf.device if isinstance(leaf, Tensor) else torch.device("cpu")
 
     def _inputs(self, batch: Any) -> tuple[Any, Tensor]:
@@ -353,26 +356,6 @@ class Selector:
             loss.backward()
         optimizer.step()
 
-    def _split_ids(self, batch: Any) -> tuple[Any, Any]:
-        key = self.id_key
-        if key is None:
-            return batch, None
-        if (
-            isinstance(key, int)
-            and isinstance(batch, (list, tuple))
-            and -len(batch) <= key < len(batch)
-        ):
-            rest = list(batch)
-            ids = rest.pop(key)
-            return type(batch)(rest), ids
-        if not isinstance(batch, Mapping) or key not in batch:
-            kind = "a tuple" if isinstance(key, int) else "a dict"
-            raise ValueError(
-                f"batch must be {kind} with id_key {key!r}, got {type(batch).__name__}"
-            )
-        batch = copy.copy(batch)
-        return batch, batch.pop(key)
-
 
 def _compares(model: Any) -> bool:
     """Whether a scorer, or a cache of what one said, is about pairs."""
@@ -383,16 +366,6 @@ def _compares(model: Any) -> bool:
 
 def _cached(model: Any) -> bool:
     return callable(getattr(model, "lookup", None))
-
-
-def _first_array(batch: Any) -> Any:
-    leaves = tree_leaves(batch, is_leaf=lambda x: isinstance(x, Mapping) and type(x) is not dict)
-    for leaf in leaves:
-        if isinstance(leaf, Mapping):
-            leaf = _first_array(dict(leaf))
-        if isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim:
-            return leaf
-    raise TypeError(f"batch must hold a tensor with rows, got {type(batch).__name__}")
 
 
 def _int64(value: int, device: torch.device) -> Tensor:  # [1] int64

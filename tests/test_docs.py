@@ -84,6 +84,13 @@ def test_readme_code_runs():
     assert len(scope["batch"][0]) == 128 and len(scope["rows"]["name"]) == 64
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
+def test_code_of_the_pages_runs(page):
+    scope = {}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        exec(compile(block, page.name, "exec"), scope)
+
+
 def test_readme_names_everything_public():
     text = (ROOT / "README.md").read_text()
     for name in activesel.__all__:
@@ -92,11 +99,12 @@ def test_readme_names_everything_public():
 
 
 def test_flags_documented_are_the_flags_there_are():
-    from activesel import spec
+    from activesel import spec, spec_joint
 
     bits = [spec.NONFINITE_SCORE, spec.TOO_FEW_ROWS, spec.BAD_TARGET, spec.BAD_TEMPERATURE]
+    bits += [spec_joint.BAD_NORM, spec_joint.BAD_SCALE]
     text = " ".join(activesel.Selection.__doc__.split())
-    assert [f"{b} " in text.partition("flags:")[2] for b in bits] == [True] * 4
+    assert [f"{b} " in text.partition("flags:")[2] for b in bits] == [True] * len(bits)
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
