@@ -3,71 +3,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from activesel import cache_files as disk
 from activesel.operands import FLOATS, Forward, Pairs, log, untouched
 from activesel.select import Loss, score
 
 Kind: TypeAlias = Literal["loss", "embeddings"]
-Ids: TypeAlias = "Tensor | np.ndarray[Any, Any] | Sequence[int] | Sequence[str]"
 Scored: TypeAlias = "Tensor | Pairs"
 
-FORMAT = 1
-FIELDS = {"loss": ("inputs", "targets"), "embeddings": ("images", "texts")}
-INDEX, KEYS = "index.json", "ids.safetensors"
-OURS = re.compile(r"shard-\d{5,}\.safetensors|ids\.safetensors|index\.json|\..*\.partial")
-
-
-def row_id(key: str) -> int:
-    """64-bit id of a row that is known by name: BLAKE2b of the name, as a signed integer.
-
-    Example:
-        >>> row_id("n01440764/img_7.jpg")
-        -8170264041592926270
-    """
-    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
-
-
-def fingerprint(what: nn.Module | Tensor | np.ndarray[Any, Any] | Mapping[str, Any]) -> str:
-    """Hex BLAKE2b over names, dtypes, shapes and bytes: of a model's state, or of a data set.
-
-    A data set's is that of its columns, ``{"inputs": x, "targets": y}``, with "id" where rows have
-    ids, whatever its batches. A model's tells weights apart, not code: what else changes scores
-    (patch size, token dropping) belongs in `preprocessing`, see `write_cache`.
-
-    Args:
-        what: a module, a tensor, an array, or tensors and arrays by name.
-
-    Raises:
-        TypeError: anything else.
-
-    Example:
-        >>> import torch
-        >>> x = torch.arange(6.0)
-        >>> fingerprint(x) == fingerprint(x.numpy()), fingerprint(x) == fingerprint(x.view(2, 3))
-        (True, False)
-    """
-    if isinstance(what, nn.Module):
-        what = what.state_dict()
-    elif not isinstance(what, Mapping):
-        what = {"": what}
-    digest = _Digest()
-    digest.update({name: _tensor(x, name or "what") for name, x in what.items()})
-    return digest.value()
+FIELDS = {"loss": ("inputs", "targets", "id"), "embeddings": ("images", "texts", "id")}
 
 
 def write_cache(
@@ -83,26 +36,28 @@ def write_cache(
     preprocessing: str = "",
     overwrite: bool = False,
 ) -> ReferenceCache:
-    """Score a data set once; what is interrupted goes on when called again with the same arguments.
+    """Score a data set once; an interrupted call goes on when repeated with the same arguments.
 
     Shards (safetensors) are written whole or not at all, the index last. Going on reads the data
-    again from the start, to see that it is the same, but scores only what is missing. With random
-    augmentation a cached score is an approximation: it is that of the one view seen here.
+    again, to see that it is the same, and scores what is missing. With random augmentation a cached
+    score is an approximation: it is that of the one view seen here.
 
     Args:
         folder: new, empty, or of this cache.
-        model: the reference; runs where it is, as `Forward` or by `forward_pairs`.
-        data: batches, {"inputs", "targets"} for losses, {"images", "texts"} for embeddings, with or
-            without "id"; or tuples in that order. Ids are 64-bit integers or strings (see
-            `row_id`), all different; without them, a row's id is its number. An attribute
-            ``fingerprint`` (str) stands for the data's content, which otherwise is read.
-        kind: "loss", what `score` gives, float32; or "embeddings", for joint selection.
+        model: the reference, on its own device; has ``forward_pairs`` for embeddings.
+        data: batches, {"inputs", "targets"} for losses, {"images", "texts"} for embeddings, all
+            with "id" or all without; or tuples in this order. Ids are 64-bit integers, or strings
+            that stand for their `row_id`, all different; without them a row's id is its number. An
+            attribute ``fingerprint`` (str) stands for the content, which else is digested.
+        kind: "loss", what `score` gives, float32; or "embeddings", for `joint_select`.
         loss: "softmax" or "sigmoid", for losses.
         dtype: of embeddings, float32, bfloat16 or float16; None keeps the model's.
-        batch: rows scored at a time, at most.
-        shard_rows: rows of a shard.
+        batch, shard_rows: rows scored at a time, and in a file, at most.
         preprocessing: whatever else scores depend on, in words or as a digest.
-        overwrite: remove another cache from the folder first.
+        overwrite: first remove the cache that is in the folder.
+
+    Returns:
+        The cache, read back.
 
     Raises:
         ValueError: the folder holds something else, the data changed, an id is there twice, shapes.
@@ -112,7 +67,7 @@ def write_cache(
         >>> import tempfile, torch, activesel
         >>> net, x, y = torch.nn.Linear(4, 3), torch.randn(8, 4), torch.randint(3, (8,))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     cache = write_cache(f"{folder}/cache", net, [(x, y)])
+        ...     cache = activesel.write_cache(folder, net, [(x, y)])
         ...     losses = cache.lookup(torch.arange(8))
         >>> torch.equal(losses, activesel.score(online=activesel.Forward(net, x), targets=y))
         True
@@ -121,95 +76,97 @@ def write_cache(
         raise ValueError(f'kind must be "loss" or "embeddings", got {kind!r}')
     if kind == "embeddings" and not callable(getattr(model, "forward_pairs", None)):
         raise TypeError(f"model must have forward_pairs, got {type(model).__name__}")
+    if loss not in ("softmax", "sigmoid"):
+        raise ValueError(f'loss must be "softmax" or "sigmoid", got {loss!r}')
     if dtype is not None and (kind == "loss" or dtype not in FLOATS):
-        raise TypeError(f"dtype must be a float of embeddings, or None, got {dtype} for {kind}")
-    for value, name in ((batch, "batch"), (shard_rows, "shard_rows")):
-        if value < 1:
-            raise ValueError(f"{name} must be >= 1, got {value}")
+        raise TypeError(f"dtype must be a float, for embeddings only, got {dtype} for {kind}")
+    if min(batch, shard_rows) < 1:
+        raise ValueError(f"batch and shard_rows must be >= 1, got {batch} and {shard_rows}")
     given = getattr(data, "fingerprint", None)
     if not isinstance(given, str | None):
         raise TypeError(f"data.fingerprint must be a str, got {type(given).__name__}")
     settings = {
-        "format": FORMAT, "kind": kind, "loss": loss if kind == "loss" else None,
+        "format": disk.FORMAT, "kind": kind, "loss": loss if kind == "loss" else None,
         "dtype": str(dtype) if dtype else None, "shard_rows": shard_rows,
-        "model": fingerprint(model), "preprocessing": preprocessing,
+        "model": disk.fingerprint(model), "preprocessing": preprocessing,
     }  # fmt: skip
     folder = Path(folder)
-    _prepare(folder, settings, overwrite)
+    disk.prepare(folder, settings, overwrite)
     device = next((t.device for t in model.state_dict().values()), torch.device("cpu"))
-    digest, ids, files, rows = _Digest(), [], {}, 0
-    constants: dict[str, Tensor] = {}
-    for shard, pieces in groupby(_pieces(data, kind, batch, shard_rows), lambda piece: piece[0]):
-        path, start = folder / f"shard-{shard:05d}.safetensors", rows
-        todo, parts, keys = not path.exists(), [], []
-        for _, (x, y, *key) in pieces:
+    digest, ids, files, rows = disk.Digest(), list[Tensor](), dict[str, Any](), 0
+    constants: dict[str, Tensor] = {}  # scale and bias
+    pieces = _pieces(data, kind, batch, shard_rows)
+    for piece in pieces:
+        path, start = folder / f"shard-{rows // shard_rows:05d}.safetensors", rows
+        todo, parts, keys = not path.exists(), list[dict[str, Tensor]](), list[Tensor]()
+        for columns in _shard(piece, pieces):
+            x, y, *key = columns.values()
             rows += len(y)
             keys += key
             if given is None:
-                digest.update(dict(zip((*FIELDS[kind], "id"), (x, y, *key), strict=False)))
+                digest.update(columns)
             if todo:
                 scored = _score(model, kind, loss, x.to(device), y.to(device))
-                parts.append(_pack(scored, kind, len(y), dtype))
-        if keys:
-            _sorted(keys)
+                parts.append(_pack(scored, kind, len(y), dtype, constants))
+        _sorted(keys)
         ids += keys
-        header = settings | {"start": start, "rows": rows, "data": given or digest.value()}
+        header = {"start": start, "rows": rows - start, "data": given or digest.value()}
         if todo:
-            _write(path, _joined(parts), header)
+            joined = {kind: torch.cat([part[kind] for part in parts])}
+            disk.write(path, parts[0] | joined, settings | header)
             log.info("activesel: %s is written, %d rows so far", path, rows)
-        files[path.name], tensors = _read(path, header)
-        constants = _constants(tensors, constants, path)
-    if not rows:
-        raise ValueError("data must have rows, got none")
+        files[path.name], tensors = disk.read(path, settings | header)
+        constants |= {name: x for name, x in tensors.items() if name != kind}
     stray = sorted(path.name for path in folder.glob("shard-*") if path.name not in files)
-    if stray:
-        raise ValueError(f"data has {rows} rows, fewer than {folder} is of, which has {stray[0]}")
-    header = settings | {"start": 0, "rows": rows, "data": given or digest.value()}
+    if not rows or stray:
+        beyond = f", which is less than {folder} holds" if stray else ""
+        raise ValueError(f"data must have rows, got {rows}{beyond}")
+    header = {"start": 0, "rows": rows, "data": given or digest.value()}
     if ids:
-        keys, order = _sorted(ids)
-        _write(folder / KEYS, {"id": keys, "row": order}, header)
-        files[KEYS], _ = _read(folder / KEYS, header)
+        keyed = dict(zip(("id", "row"), _sorted(ids), strict=True))
+        disk.write(folder / disk.KEYS, keyed, settings | header)
+        files[disk.KEYS], _ = disk.read(folder / disk.KEYS, settings | header)
     from activesel import __version__
 
-    index = header | {"files": files, "activesel": __version__}
-    _whole(folder / INDEX, lambda path: path.write_text(json.dumps(index, indent=1) + "\n"))
+    index = {**settings, **header, "files": files, "activesel": __version__}
+    disk.whole(
+        folder / disk.INDEX, lambda path: path.write_text(json.dumps(index, indent=1) + "\n")
+    )
     return ReferenceCache(folder, model=model)
 
 
 class ReferenceCache:
     """What a reference said of every row of a data set, by row id: see `write_cache`.
 
-    Takes the place of the reference in `Selector`. Files are mapped into memory, and checked: all
-    their bytes when opened, which takes about a second per GB.
+    Stands for the reference in `Selector`. Files are mapped into memory; opening checks all their
+    bytes, which takes about 2 s per GB.
 
     Args:
         folder: of a whole cache.
-        data: fingerprint that the data's must be, see `fingerprint`.
-        model: fingerprint that the model's must be; or the model itself, which then also scores
-            rows that are missing.
-        preprocessing: text that the one given when writing must be.
+        data, model: fingerprints that must be the stored ones. The model itself will do, and then
+            scores rows that are missing, see `scoring`.
+        preprocessing: must be the stored text.
         miss: ids that are not there: "error" refuses them, "compute" has them scored and remembers
             that in memory.
         device: where the values go, whole; "cpu" leaves them in the files.
 
     Attributes:
-        kind: "loss" or "embeddings".
-        loss: "softmax" or "sigmoid", None for embeddings.
-        data, preprocessing: as stored.
+        kind, loss, data, preprocessing: as stored. len() is the number of rows.
 
     Raises:
-        ValueError: a fingerprint is another; a file is missing, truncated, damaged or foreign.
-        FileNotFoundError: there is no cache, or one that was never finished.
+        ValueError: another fingerprint; a file that is truncated, damaged or foreign.
+        FileNotFoundError: a file is missing, or there is no finished cache.
 
     Example:
-        >>> import tempfile, torch
-        >>> net = torch.nn.Linear(4, 3)
-        >>> rows = {"inputs": torch.randn(2, 4), "targets": torch.tensor([0, 2]), "id": ["a", "b"]}
+        >>> import tempfile, torch, activesel
+        >>> net, x, y = torch.nn.Linear(4, 3), torch.randn(3, 4), torch.tensor([0, 1, 2])
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     stored = write_cache(folder, net, [rows]).lookup(["b", "a"])
-        ...     again = ReferenceCache(folder, model=fingerprint(net)).lookup([row_id("b")])
-        >>> torch.equal(stored[:1], again)
-        True
+        ...     _ = activesel.write_cache(folder, net, [(x[:2], y[:2], ["a", "b"])])
+        ...     cache = activesel.ReferenceCache(folder, model=net, miss="compute")
+        >>> cache.lookup(["b", "a"]).shape
+        torch.Size([2])
+        >>> cache.lookup(["c", "a"], cache.scoring(x[[2, 0]], y[[2, 0]])).shape
+        torch.Size([2])
     """
 
     def __init__(
@@ -225,329 +182,192 @@ class ReferenceCache:
         if miss not in ("error", "compute"):
             raise ValueError(f'miss must be "error" or "compute", got {miss!r}')
         self.folder, self.miss = Path(folder), miss
-        index = _index(self.folder / INDEX)
+        index = disk.read_index(self.folder / disk.INDEX)
         self.model = model if isinstance(model, nn.Module) else None
-        given = {
-            "data": data, "preprocessing": preprocessing,
-            "model": fingerprint(model) if isinstance(model, nn.Module) else model,
-        }  # fmt: skip
-        for name, value in given.items():
-            if value is not None and value != index[name]:
-                raise ValueError(
-                    f"{name} of the cache {folder} must be {value!r}, got {index[name]!r}"
-                )
-        self.kind: Kind = index["kind"]
-        self.loss: Loss | None = index["loss"]
-        self.data: str = index["data"]
-        self.preprocessing: str = index["preprocessing"]
-        self._rows: int = index["rows"]
-        self._shard_rows: int = index["shard_rows"]
-        self._constants: dict[str, Tensor] = {}
-        self._tables, keys = [], None
-        settings = {name: index[name] for name in SETTINGS}
-        for name, entry in index["files"].items():
-            entry, tensors = _read(self.folder / name, settings | entry)
-            if name == KEYS:
-                keys = tensors["id"], tensors["row"]
-                continue
-            self._tables.append(tensors.pop(self.kind))
-            self._constants = _constants(tensors, self._constants, self.folder / name)
-        self.device = self._tables[0].to(device, copy=False)[:0].device
-        if self.device.type != "cpu":
-            self._tables = [torch.cat(self._tables).to(self.device)]
-            self._constants = {name: x.to(self.device) for name, x in self._constants.items()}
-        self._keys = {self.device: keys and tuple(x.to(self.device) for x in keys)}
-        self._keys[torch.device("cpu")] = keys
-        self._found: dict[int, int] = {}  # ids that were missing -> rows of
-        self._remembered = self._tables[0][:0]
+        model = disk.fingerprint(model) if isinstance(model, nn.Module) else model
+        given = {"data": data, "model": model, "preprocessing": preprocessing}
+        disk.agree(
+            self.folder / disk.INDEX, index, {k: v for k, v in given.items() if v is not None}
+        )
+        self.kind, self.loss = index["kind"], index["loss"]
+        self.data, self.preprocessing = index["data"], index["preprocessing"]
+        self._rows, self._shard_rows = index["rows"], index["shard_rows"]
+        settings = {name: index[name] for name in disk.SETTINGS}
+        read = {n: disk.read(self.folder / n, settings | e)[1] for n, e in index["files"].items()}
+        keyed = read.pop(disk.KEYS, {})
+        keys = [keyed[name] for name in ("id", "row") if keyed]
+        self._tables = [tensors.pop(self.kind) for tensors in read.values()]
+        self._constants = {k: x.to(device) for k, x in next(iter(read.values())).items()}
+        if torch.device(device).type != "cpu":
+            self._tables = [torch.cat(self._tables).to(device)]
+        self.device = self._tables[0].device
+        self._keys = {d: [x.to(d) for x in keys] for d in (torch.device("cpu"), self.device)}
+        self._computed: dict[int, Tensor] = {}  # rows of ids that were missing
 
     def __len__(self) -> int:
         return self._rows
 
     def lookup(
         self,
-        ids: Ids,  # [B]
+        ids: Tensor | np.ndarray[Any, Any] | Sequence[int | str],  # [B]
         compute: Callable[[Tensor], Scored] | None = None,
     ) -> Scored:
-        """Losses [B] float32, or `Pairs` of embeddings [B, D], of rows given by their ids.
+        """Losses [B] float32, or `Pairs` of [B, D], of the rows with these ids.
 
         Args:
-            ids: integers, or the strings they were given as; on the CPU or the cache's device.
-            compute: with miss="compute", called with the positions [M] int64 in `ids` of distinct
-                ids that are missing, returns their losses or `Pairs`.
+            ids: integers, or strings that stand for their `row_id`, on the CPU or the cache's
+                device.
+            compute: with miss="compute", takes the positions [M] int64 in `ids` of ids that are
+                missing, each but once, and gives their losses or `Pairs`.
 
         Raises:
-            ValueError: ids are missing. On a CUDA device looking would stall: with miss="error"
-                their rows are NaN there, and miss="compute" waits.
-
-        Example: see `ReferenceCache`.
+            ValueError: ids are missing. On a CUDA device seeing that would stall: miss="error" says
+                NaN of them there, which selection never picks and counts; miss="compute" stalls.
         """
-        ids = _integers(ids)
+        ids = disk.integers(ids)
         if ids.device not in self._keys:
             raise RuntimeError(f"ids must be on the CPU or {self.device}, got {ids.device}")
         rows, there = self._find(ids)
         values = self._take(rows.to(self.device))
         if ids.is_cuda and self.miss == "error":
-            there = there.view(-1, *[1] * (values.ndim - 1))
-            values = torch.where(there, values, torch.nan)
+            values.masked_fill_(~there.view(-1, *[1] * (values.ndim - 1)), torch.nan)
         elif not there.all():
             missing = (~there).nonzero()[:, 0]
-            values[missing.to(self.device)] = self._compute(ids, missing, compute)
+            values[missing.to(self.device)] = self._missing(ids, missing, compute)
         if self.kind == "loss":
             return values
         return Pairs(values[:, 0], values[:, 1], **self._constants)
 
     def scoring(self, x: Tensor, y: Tensor) -> Callable[[Tensor], Scored] | None:
-        """What `lookup` takes as `compute` for a batch of inputs and targets, or images and texts.
+        """`compute` of `lookup` for a batch: inputs and targets, or images and texts.
 
         None unless the cache was given the model itself.
-
-        Example:
-            >>> import tempfile, torch
-            >>> net, x, y = torch.nn.Linear(4, 3), torch.randn(3, 4), torch.tensor([0, 1, 2])
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     _ = write_cache(folder, net, [(x[:2], y[:2])])
-            ...     cache = ReferenceCache(folder, model=net, miss="compute")
-            >>> cache.lookup(torch.arange(3), cache.scoring(x, y)).shape
-            torch.Size([3])
         """
-        model = self.model
+        model, loss = self.model, self.loss
         if model is None:
             return None
-        return lambda rows: _score(
-            model, self.kind, self.loss or "softmax", x[rows.to(x.device)], y[rows.to(y.device)]
-        )
+        return lambda at: _score(model, self.kind, loss, x[at.to(x.device)], y[at.to(y.device)])
 
     # -------------------------------------------------------------------------------------- inside
 
     def _find(self, ids: Tensor) -> tuple[Tensor, Tensor]:  # [B] int64, [B] bool
-        keys = self._keys[ids.device]
-        last = self._rows - 1
-        if keys is None:
-            rows = ids.clamp(0, last)
+        if not self._keys[ids.device]:
+            rows = ids.clamp(0, self._rows - 1)
             return rows, rows == ids
-        at = torch.searchsorted(keys[0], ids).clamp_(max=last)
-        return keys[1][at], keys[0][at] == ids
+        keys, order = self._keys[ids.device]
+        asked, back = ids.sort()  # in order, a million keys are searched three times as fast
+        at = torch.searchsorted(keys, asked).clamp_(max=self._rows - 1)
+        at = torch.empty_like(at).scatter_(0, back, at)
+        return order[at], keys[at] == ids
 
     def _take(self, rows: Tensor) -> Tensor:
         if len(self._tables) == 1:
             return self._tables[0][rows]
-        first = self._tables[0]
-        out = first.new_empty(len(rows), *first.shape[1:])
+        out = torch.empty(len(rows), *self._tables[0].shape[1:], dtype=self._tables[0].dtype)
         shards = rows // self._shard_rows
         for shard in shards.unique().tolist():
             here = (shards == shard).nonzero()[:, 0]
             out[here] = self._tables[shard][rows[here] - shard * self._shard_rows]
         return out
 
-    def _compute(
-        self,
-        ids: Tensor,
-        missing: Tensor,  # [M] int64 positions
-        compute: Callable[[Tensor], Scored] | None,
-    ) -> Tensor:  # [M, ...]
+    def _missing(self, ids: Tensor, missing: Tensor, compute: Any) -> Tensor:  # [M, ...]
         keys = ids[missing].tolist()
-        new = {key: at for key, at in zip(keys, missing.tolist(), strict=True)}
-        new = {key: at for key, at in new.items() if key not in self._found}
+        at = dict(zip(keys, missing.tolist(), strict=True))
+        new = [key for key in at if key not in self._computed]
         if new and (self.miss == "error" or compute is None):
-            how = "" if self.miss == "error" else ", and nothing was given to compute them"
+            how = "" if self.miss == "error" else ", and there is nothing to compute them with"
             raise ValueError(
-                f"ids must be in the cache {self.folder}, got {len(keys)} of {len(ids)} that are"
-                f" not, such as {', '.join(map(str, keys[:3]))}{how}"
+                f"ids must be in the cache {self.folder}, got {len(at)} that are not, the first"
+                f" {', '.join(map(str, new[:3]))}{how}"
             )
         if new:
-            assert compute is not None
-            positions = torch.tensor(list(new.values()), device=ids.device)
-            packed = _pack(compute(positions), self.kind, len(new), self._remembered.dtype)
-            values = packed.pop(self.kind).to(self.device)
-            if values.shape[1:] != self._remembered.shape[1:]:
+            scored = compute(torch.tensor([at[key] for key in new], device=ids.device))
+            like, cpu = self._tables[0], {k: x.cpu() for k, x in self._constants.items()}
+            values = _pack(scored, self.kind, len(new), like.dtype, cpu)[self.kind]
+            if values.shape[1:] != like.shape[1:]:
                 raise ValueError(
-                    f"computed {self.kind} must be {list(self._remembered.shape[1:])} a row, got"
-                    f" {list(values.shape[1:])}"
+                    f"computed embeddings must be {like.shape[2]} wide, got {values.shape[2]}"
                 )
-            for name, x in packed.items():
-                if not torch.allclose(x, self._constants[name].cpu()):
-                    raise ValueError(
-                        f"computed {name} must be {self._constants[name].item()}, got {x.item()}"
-                    )
-            start, room = len(self._found), len(self._remembered)
-            if start + len(new) > room:
-                more = values.new_zeros(max(room, len(new)), *values.shape[1:])
-                self._remembered = torch.cat([self._remembered, more])
-            self._remembered[start : start + len(new)] = values
-            self._found.update({key: start + i for i, key in enumerate(new)})
-        return self._remembered[torch.tensor([self._found[key] for key in keys])]
-
-
-# ------------------------------------------------------------------------------------------- files
-
-
-def _whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file all or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    text = json.dumps(header | {"content": fingerprint(tensors)})
-    _whole(path, lambda temporary: save_file(tensors, temporary, {"activesel": text}))
-
-
-def _read(path: Path, expected: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What tells a file from others of its cache, and its tensors, once both are known right."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["activesel"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} must be a whole file of a cache, got: {error}") from error
-    _agree(path, header, expected)
-    if fingerprint(tensors) != header["content"]:
-        raise ValueError(f"{path} is damaged: its content is not what was written")
-    return {name: x for name, x in header.items() if name not in SETTINGS}, tensors
-
-
-def _agree(path: Path, found: Any, expected: Mapping[str, Any]) -> None:
-    found = found if isinstance(found, dict) else {}
-    other = [name for name, value in expected.items() if found.get(name) != value]
-    if other:
-        name = other[0]
-        raise ValueError(
-            f"{path} is of another cache or data set (overwrite replaces it): {' and '.join(other)}"
-            f" must be the same, got {name} {found.get(name)!r} instead of {expected[name]!r}"
-        )
-
-
-def _index(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no cache in {path.parent}, or one not finished: {path} is missing")
-    try:
-        index = json.loads(path.read_text())
-        missing = {*SETTINGS, "data", "rows", "files"} - set(index)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} must be the index of a cache, got: {error}") from error
-    if missing or index["format"] != FORMAT:
-        raise ValueError(f"{path} must be the index of a cache of format {FORMAT}, got another")
-    return index
-
-
-def _prepare(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Make or clear the folder, or see that what is there can be gone on with."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = sorted(folder.iterdir())  # the index first, so that a cache half removed is none
-    for path in files:
-        if not OURS.fullmatch(path.name):
-            raise ValueError(f"{folder} must be empty or of a cache, got {path.name} in it")
-    for path in files:
-        if overwrite or path.name.endswith(".partial"):
-            path.unlink()
-        elif path.name == INDEX:
-            _agree(path, _index(path), settings)
-        else:
-            _read(path, settings)
+            self._computed.update(zip(new, values.to(self.device), strict=True))
+        return torch.stack([self._computed[key] for key in keys])
 
 
 # -------------------------------------------------------------------------------------------- rows
 
 
-class _Digest:
-    """`fingerprint` of columns whose rows come in pieces."""
-
-    def __init__(self) -> None:
-        self.columns: dict[str, Any] = {}  # name: [hash, what must not change, rows]
-
-    def update(self, columns: Mapping[str, Tensor]) -> None:
-        for name, x in columns.items():
-            kind = f"{x.dtype} {x.ndim} {list(x.shape[1:])}"
-            column = self.columns.setdefault(name, [hashlib.blake2b(digest_size=16), kind, 0])
-            if column[1] != kind:
-                raise ValueError(
-                    f"{name} must be alike in all batches unless data has a fingerprint, got"
-                    f" {kind} after {column[1]}"
-                )
-            flat = x.detach().cpu().contiguous().reshape(-1)
-            column[0].update(flat.view(torch.uint8).numpy())
-            column[2] += len(x) if x.ndim else 1
-
-    def value(self) -> str:
-        parts = [(name, kind, n, h.hexdigest()) for name, (h, kind, n) in self.columns.items()]
-        return hashlib.blake2b(json.dumps(sorted(parts)).encode(), digest_size=16).hexdigest()
-
-
-def _tensor(x: Any, name: str) -> Tensor:
-    x = torch.from_numpy(x) if isinstance(x, np.ndarray) else x
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a Tensor or an array, got {type(x).__name__}")
-    return x
-
-
-def _integers(ids: Any) -> Tensor:  # [B] int64
-    if isinstance(ids, list | tuple):
-        ids = torch.tensor([row_id(i) if isinstance(i, str) else i for i in ids])
-    ids = _tensor(ids, "ids")
-    if ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool:
-        raise TypeError(f"ids must be integers or strings, got {ids.dtype}")
-    if ids.ndim != 1:
-        raise ValueError(f"ids must be [B], got shape {tuple(ids.shape)}")
-    return ids.long()
+def _sorted(ids: list[Tensor]) -> tuple[Tensor, Tensor]:  # ids, their rows
+    keys, rows = torch.cat([torch.empty(0, dtype=torch.int64), *ids]).sort()
+    twice = keys[1:][keys[1:] == keys[:-1]]
+    if len(twice):
+        raise ValueError(f"ids must all be different, got {len(twice)} again: {twice[:3].tolist()}")
+    return keys, rows
 
 
 def _pieces(
     data: Iterable[Any], kind: Kind, batch: int, shard_rows: int
-) -> Iterator[tuple[int, list[Tensor]]]:
-    """Batches cut to at most `batch` rows of one shard: its number, and the columns."""
-    names, row, widths = (*FIELDS[kind], "id"), 0, set()
+) -> Iterator[tuple[dict[str, Tensor], bool]]:
+    """Batches cut to at most `batch` rows of one shard: the columns, and whether they fill it."""
+    names, row, keyed = FIELDS[kind], 0, None
     for rows in data:
-        if not isinstance(rows, Mapping):
-            if not isinstance(rows, list | tuple):
-                raise TypeError(f"batches must be dicts or tuples, got {type(rows).__name__}")
-            if len(rows) > 3:
-                raise ValueError(f"batches must be ({', '.join(names)}), got {len(rows)} parts")
+        if isinstance(rows, list | tuple) and len(rows) <= 3:
             rows = dict(zip(names, rows, strict=False))
-        for name in names[:2]:
-            if name not in rows:
-                raise ValueError(f"batches must have {name!r}, got {', '.join(map(str, rows))}")
-        columns = [_tensor(rows[name], name) for name in names[:2]]
+        if not isinstance(rows, Mapping) or not {*names[:2]} <= {*rows}:
+            raise ValueError(
+                f"data must give dicts or tuples with {names}, got {type(rows).__name__}"
+            )
+        columns = {name: disk.column(rows[name], name) for name in names[:2]}
         if "id" in rows:
-            columns.append(_integers(rows["id"]).cpu())
-        widths.add(len(columns))
-        lengths = [len(x) for x in columns]
-        if len({*lengths}) > 1 or len(widths) > 1:
-            raise ValueError(f"columns must all be as long in all batches, got {lengths} rows")
-        at = 0
+            columns["id"] = disk.integers(rows["id"]).cpu()
+        lengths = [len(x) for x in columns.values()]
+        if min(lengths) != max(lengths) or keyed not in (None, "id" in rows):
+            raise ValueError(
+                f"columns must be of the same length, ids in all batches or none, got {lengths}"
+            )
+        keyed, at = "id" in rows, 0
         while at < lengths[0]:
             size = min(batch, lengths[0] - at, shard_rows - row % shard_rows)
-            yield row // shard_rows, [x[at : at + size] for x in columns]
+            cut = {name: x[at : at + size] for name, x in columns.items()}
             at, row = at + size, row + size
+            yield cut, row % shard_rows == 0
 
 
-def _score(model: nn.Module, kind: Kind, loss: Loss, x: Tensor, y: Tensor) -> Scored:
+def _shard(
+    piece: tuple[dict[str, Tensor], bool] | None, rest: Iterator[tuple[dict[str, Tensor], bool]]
+) -> Iterator[dict[str, Tensor]]:
+    """Pieces from this one to the end of its shard."""
+    while piece:
+        yield piece[0]
+        piece = None if piece[1] else next(rest, None)
+
+
+def _score(model: nn.Module, kind: Kind, loss: Any, x: Tensor, y: Tensor) -> Scored:
     if kind == "loss":
         return score(online=Forward(model, x), targets=y, loss=loss)
     with untouched(model):
         return model.forward_pairs(x, y)  # type: ignore[operator]
 
 
-def _pack(scored: Scored, kind: Kind, rows: int, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """What files hold of rows scored, once it is known to be right."""
-    if kind == "embeddings" and not isinstance(scored, Pairs):
-        raise TypeError(f"embeddings must be Pairs, got {type(scored).__name__}")
-    n = len(score(reference=scored, loss="dot" if kind == "embeddings" else "softmax"))
+def _pack(
+    scored: Scored,
+    kind: str,
+    rows: int,
+    dtype: torch.dtype | None,
+    constants: dict[str, Tensor],
+) -> dict[str, Tensor]:
+    """What a file holds of rows scored, seen to be right, and to have scale and bias of others."""
+    if isinstance(scored, Pairs) is (kind == "loss"):
+        raise TypeError(f"what was computed must be {kind}, got {type(scored).__name__}")
+    n = len(score(reference=scored, loss="softmax" if kind == "loss" else "dot"))
     if n != rows:
-        raise ValueError(f"{kind} must be of {rows} rows, got {n}")
+        raise ValueError(f"what was computed must have {rows} rows, got {n}")
     if not isinstance(scored, Pairs):
         return {kind: scored.detach().float().cpu()}
-    values = torch.stack([scored.image, scored.text], 1).detach()
-    one = {"scale": scored.scale, "bias": scored.bias}
-    constants = {k: torch.as_tensor(v).detach().float().reshape(1).cpu() for k, v in one.items()}
-    return {kind: values.to(dtype or values.dtype).cpu()} | constants
-
-
-def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    ...
+    values = torch.stack([scored.image, scored.text], 1).detach().to("cpu", dtype)
+    out = {kind: values}
+    for name in ("scale", "bias"):
+        out[name] = torch.as_tensor(getattr(scored, name)).detach().float().reshape(1).cpu()
+        if not torch.allclose(out[name], constants.setdefault(name, out[name])):
+            raise ValueError(
+                f"{name} must be {constants[name].item()} in all batches, got {out[name].item()}"
+            )
+    return out
