@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compiled module `activesel._C`: loaded when first asked for; only here are pointers taken.
 
-Functions have the names, arguments and results of their twins in `spec`, and run on CPU tensors;
-those that end in `_cuda` run on CUDA tensors, on the current stream, and wait for nothing.
+Functions have the names, arguments and results of their twins in `spec` and `spec_joint`, and run
+on CPU tensors; those that end in `_cuda` run on CUDA tensors, on the current stream, and wait for
+nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from activesel import spec
+from activesel.spec_joint import pair_logits as pair_logits  # one pass of 16: not worth a kernel
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3, torch.int64: 4}
 LOSSES, LOGITS = 1, 2  # kinds of operand; these numbers are launch.h's
@@ -249,6 +251,39 @@ def topk(
         torch.get_num_threads(),
     )  # fmt: skip
     return indices, threshold, torch.tensor(flags, dtype=torch.int32)
+
+
+def _embeddings(side: Sequence[Tensor]) -> Ints:  # as `pair_side` in bindings.cpp reads it
+    if not side:
+        return ()
+    matrices = [(_readable(x).data_ptr(), DTYPES[x.dtype], *x.stride()) for x in side[:2]]
+    return side[0].shape[1], *matrices[0], *matrices[1]
+
+
+def pair_add(
+    state: Tensor,  # [1, R] | [4, R] float32, changed in place
+    online: Sequence[Tensor],
+    reference: Sequence[Tensor],
+    rows: Tensor | None,  # [R] int64
+    chunk: Tensor,  # [c] int64
+    loss: str,
+) -> None:
+    sides = [[x.resolve_neg() for x in side] for side in (online, reference)]
+    softmax = loss == "softmax"
+    terms = [float(x) for side in sides for x in (side[2:] or (torch.zeros(()),) * 2)]
+    if softmax:
+        terms[1] = terms[3] = 0.0  # no bias
+    chunk = chunk[chunk >= 0]
+    at = chunk.new_full(((online or reference)[0].shape[0],), -1)
+    at[chunk] = torch.arange(chunk.shape[0])
+    if rows is not None:
+        rows = rows.contiguous()
+        at = at[rows]
+    _module().joint(
+        *map(_embeddings, sides), *terms, softmax, state.shape[1],
+        0 if rows is None else rows.data_ptr(), at.data_ptr(), chunk.shape[0], chunk.data_ptr(),
+        state.data_ptr(), state.stride(0), torch.get_num_threads(),
+    )  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------- on the GPU

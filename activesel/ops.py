@@ -22,9 +22,7 @@ BACKENDS = ("auto", "torch", "native", "triton", "cuda")
 PREFERRED = {"cpu": ("native",), "cuda": ("cuda", "triton")}
 
 MODULES = {"torch": spec, "native": _native, "triton": _triton}
-JOINT = {
-    name: module if hasattr(module, "pair_add") else spec_joint for name, module in MODULES.items()
-}  # TODO(lead): remove once all three have it
+JOINT = {**MODULES, "torch": spec_joint}  # engines of `spec_joint.joint`
 
 LIB = torch.library.Library("activesel", "DEF")
 LIB.define(

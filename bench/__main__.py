@@ -13,13 +13,16 @@ def main() -> None:
         gpu(sys.argv[2:])  # exits
     import tyro
 
-    from bench import agreement, classify, demo, readme, resources, speed
+    from bench import agreement, classify, demo, demo_pairs, joint, pairs, readme, resources, speed
 
     tyro.extras.subcommand_cli_from_dict(
         {
             "demo": demo.command,
+            "demo-pairs": demo_pairs.command,
             "classify": classify.command,
+            "pairs": pairs.command,
             "speed": speed.command,
+            "joint": joint.command,
             "agreement": agreement.command,
             "resources": resources.command,
             "readme": readme.command,

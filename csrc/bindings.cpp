@@ -80,6 +80,35 @@ int topk(int64_t keys, int64_t rows, int64_t k, int64_t indices, int64_t thresho
                   pointer<float>(threshold), threads);
 }
 
+// D, image's pointer, dtype, strides of row and column, the same of text; scale, bias
+PairSide pair_side(const py::tuple& t, float scale, float bias) {
+  if (t.empty()) return {};
+  const auto v = integers<9>(t);
+  return {{{pointer<const void>(v[1]), Dtype(v[2]), v[3], v[4]},
+           {pointer<const void>(v[5]), Dtype(v[6]), v[7], v[8]}},
+          v[0],
+          scale,
+          bias};
+}
+
+void joint(const py::tuple& online, const py::tuple& reference, float online_scale,
+           float online_bias, float reference_scale, float reference_bias, bool softmax,
+           int64_t count, int64_t rows, int64_t at, int64_t chosen, int64_t chunk, int64_t state,
+           int64_t stride, int threads) {
+  const JointJob job = {{pair_side(online, online_scale, online_bias),
+                         pair_side(reference, reference_scale, reference_bias)},
+                        softmax,
+                        count,
+                        pointer<const int64_t>(rows),
+                        pointer<const int64_t>(at),
+                        chosen,
+                        pointer<const int64_t>(chunk),
+                        pointer<float>(state),
+                        stride};
+  const py::gil_scoped_release release;
+  joint_cpu(job, threads);
+}
+
 #ifdef ACTIVESEL_CUDA
 void check(const char* op, int64_t rows, int64_t k, int device, const char* reason) {
   if (reason == nullptr) return;
@@ -120,6 +149,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("select", &select);
   m.def("noise", &noise);
   m.def("topk", &topk);
+  m.def("joint", &joint);
   m.def("isa", &isa);
   m.def("set_isa", [](const char* name) {
     if (!set_isa(name))

@@ -2,6 +2,7 @@
 // Compiled once per instruction set, ACTIVESEL_ISA naming the namespace.
 #include "kernels_cpu.h"
 
+#include "joint_cpu.h"
 #include "row_loss_cpu.h"
 
 namespace activesel {
@@ -151,7 +152,8 @@ uint32_t emit(const float* keys, int64_t begin, int64_t end, uint32_t bar, int64
 
 namespace ACTIVESEL_ISA {
 extern const Kernels kernels;
-const Kernels kernels = {scores, keys, noise_rows, count, emit};
+const Kernels kernels = {scores,   keys,  noise_rows, count,     emit,
+                         kColumns, kTile, joint_pack, joint_rows};
 }  // namespace ACTIVESEL_ISA
 
 }  // namespace activesel

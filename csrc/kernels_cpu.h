@@ -27,6 +27,14 @@ struct Kernels {
   // Writes the rows above `bar` and the first `ties` at it; returns the largest order left out.
   uint32_t (*emit)(const float* keys, int64_t begin, int64_t end, uint32_t bar, int64_t ties,
                    int64_t* rows);
+  int joint_columns, joint_rows;  // a tile of similarities
+  // Rows of a chunk as [chosen / joint_columns][width][joint_columns] fp32.
+  void (*joint_pack)(const Matrix& m, int64_t width, const int64_t* chunk, int64_t chosen,
+                     float* out);
+  // Rows [begin, end) of a job's state; `packed` are its up to four chunks, `scratch` has the
+  // larger width times joint_rows.
+  void (*joint)(const JointJob& job, const float* const* packed, int64_t begin, int64_t end,
+                float* scratch);
 };
 
 // Defined once per instruction set, by compiling the same sources into different namespaces.

@@ -53,6 +53,32 @@ void noise_cpu(Noise noise, int64_t rows, float* out, int threads);
 int topk_cpu(const float* keys, int64_t rows, int64_t k, int64_t* indices, float* threshold,
              int threads);
 
+struct Matrix {  // [B, D] f32, bf16, f16
+  const void* data;
+  Dtype dtype;
+  int64_t row, col;  // strides
+};
+
+struct PairSide {    // embeddings by one model
+  Matrix matrix[2];  // image, text
+  int64_t width;     // D; 0: absent
+  float scale, bias;
+};
+
+struct JointJob {
+  PairSide side[2];          // online, reference
+  bool softmax;              // else sigmoid
+  int64_t count;             // rows whose state this is
+  const int64_t *rows, *at;  // [count]: which they are, nullptr for 0, 1, ..; place in chunk or -1
+  int64_t chosen;
+  const int64_t* chunk;  // [chosen] rows
+  float* state;          // [1 | 4, count], see `pair_add` in activesel/spec_joint.py
+  int64_t stride;
+};
+
+// What the rows of a chunk add to every row's state.
+void joint_cpu(const JointJob& job, int threads);
+
 // The instruction set in use ("avx512", "avx2", "baseline"), and a way for tests to lower it.
 const char* isa();
 bool set_isa(const char* name);  // false: unknown, or this machine lacks it

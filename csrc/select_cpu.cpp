@@ -192,4 +192,28 @@ int select_cpu(const Operand& online, const Operand& reference, const Targets& t
   return all;
 }
 
+void joint_cpu(const JointJob& job, int threads) {
+  const int64_t columns = kernels().joint_columns, tile = kernels().joint_rows;
+  const int64_t padded = (job.chosen + columns - 1) / columns * columns;
+  const int64_t widths[2] = {job.side[0].width, job.side[1].width};
+  const int64_t widest = std::max(widths[0], widths[1]);
+  std::vector<float> chunks(size_t(2 * padded * (widths[0] + widths[1])));
+  const float* packed[4];
+  int64_t start = 0;
+  for (int way = 0; way < 4; ++way) {
+    const PairSide& side = job.side[way / 2];
+    packed[way] = chunks.data() + start;
+    if (side.width > 0)
+      kernels().joint_pack(side.matrix[1 - way % 2], side.width, job.chunk, job.chosen,
+                           chunks.data() + start);
+    start += padded * side.width;
+  }
+  const double cost = 0.035 * double(job.chosen) * double(widths[0] + widths[1]);
+  const Shares shares(job.count, cost, threads);
+  std::vector<float> scratch(size_t(shares.count() * tile * widest));
+  shares.run([&](int share, int64_t begin, int64_t end) {
+    kernels().joint(job, packed, begin, end, scratch.data() + share * tile * widest);
+  });
+}
+
 }  // namespace activesel
