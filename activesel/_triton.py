@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from activesel import spec
+from activesel import spec, spec_joint
 
 log = logging.getLogger("activesel")
 TopK = Callable[[Tensor, int, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -171,3 +171,37 @@ def topk(
 
     with _on(keys.device):
         return kernel.topk(keys.contiguous(), k, partial)
+
+
+def pair_logits(side: spec_joint.Side) -> tuple[Tensor, Tensor]:
+    from activesel.kernels import pairs
+
+    if not _covered(side):
+        return spec_joint.pair_logits(side)
+    with _on(side[0].device):
+        return pairs.pair_logits(side)
+
+
+def pair_add(
+    state: Tensor,
+    online: spec_joint.Side,
+    reference: spec_joint.Side,
+    rows: Tensor | None,
+    chunk: Tensor,
+    loss: str,
+) -> None:
+    from activesel.kernels import pairs
+
+    if not _covered(online, reference):
+        return spec_joint.pair_add(state, online, reference, rows, chunk, loss)
+    with _on(state.device):
+        pairs.pair_add(state, online, reference, rows, chunk, loss)
+
+
+def pair_keys(own: Tensor, *rest: Any) -> Tensor:
+    from activesel.kernels import pair_keys as kernel
+
+    if not _covered([own]):
+        return spec_joint.pair_keys(own, *rest)
+    with _on(own.device):
+        return kernel.pair_keys(own, *rest)

@@ -225,6 +225,14 @@ def score(
     return s, (bad * BAD_TARGET + (~s.isfinite()).any() * NONFINITE_SCORE).int()
 
 
+def unusable(
+    temperature: Tensor,  # [1] float32
+) -> Tensor:  # [1] bool
+    """Whether it is negative, NaN or so small that 1/T overflows."""
+    inverse = 1.0 / temperature
+    return ~(temperature >= 0) | (inverse.isinf() & (temperature != 0))
+
+
 def key(
     scores: Tensor,  # [B] float32
     gumbel_noise: Tensor,  # [B] float32
@@ -235,8 +243,7 @@ def key(
     A temperature tensor that is negative, NaN or so small that 1/T overflows counts as 0 and is
     flagged (it cannot be looked at without waiting for the device).
     """
-    inverse = 1.0 / temperature
-    bad = ~(temperature >= 0) | (inverse.isinf() & (temperature != 0))
+    inverse, bad = 1.0 / temperature, unusable(temperature)
     finite = scores.isfinite()
     scaled = (torch.where(finite, scores, 0.0) * inverse).clamp(
         -FLOAT_MAX, FLOAT_MAX

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -167,23 +168,37 @@ def pair_add(
                         out[2 * m + way] = torch.logaddexp(out[2 * m + way], lse)
 
 
-def pair_score(
-    own: Tensor,  # [B] float32
-    state: Tensor,  # [1, B] | [4, B] float32
+def pair_keys(
+    own: Tensor,  # [B] float32: score of a row alone
+    state: Tensor | None,  # [1, B] | [4, B] float32; None before the first chunk
     chosen: Tensor,  # [B] bool
-    online: Side,
-    reference: Side,
-    normalize: bool,
-) -> Tensor:  # [B] float32
-    """Score of every row given the rows chosen so far."""
-    if state.shape[0] == 1:
-        s = own + state[0]
-        return s / (2 * chosen.sum() + 1) if normalize else s
-    if online:
-        own = own + 0.5 * (state[0] + state[1])
-    if reference:
-        own = own - 0.5 * (state[2] + state[3])
-    return own
+    scores: Tensor,  # [B] float32, changed in place, as keys are, where a row is not chosen
+    keys: Tensor,  # [B] float32
+    terms: Tensor | None,  # [1] float32, what scores are divided by
+    sides: tuple[bool, bool],  # which models there are
+    seed: Tensor,
+    step: Tensor,
+    temperature: Tensor,
+    offset: int,
+    chunk: int,
+    noise: Any = noise,
+) -> Tensor:  # [B] float32: the keys, NaN where a row is chosen
+    """Scores of every row given the rows chosen so far, and their keys."""
+    now = own
+    if state is not None and state.shape[0] == 1:
+        now = own + state[0]
+    elif state is not None:
+        if sides[0]:
+            now = now + 0.5 * (state[0] + state[1])
+        if sides[1]:
+            now = now - 0.5 * (state[2] + state[3])
+    if terms is not None:
+        now = now / terms
+    g = noise(own.shape[0], seed, step, offset, chunk)
+    now_keys, _ = spec.key(now, g, temperature)
+    scores.copy_(torch.where(chosen, scores, now))
+    keys.copy_(torch.where(chosen, keys, now_keys))
+    return torch.where(chosen, torch.nan, now_keys)
 
 
 def joint(
@@ -201,27 +216,29 @@ def joint(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """indices [k] int64, scores [B], keys [B], threshold [], flags [] int32, batch score []."""
     engine = engine or sys.modules[__name__]
+    find_keys = getattr(engine, "pair_keys", partial(pair_keys, noise=engine.noise))
     if loss == "softmax":
         online, reference = unbiased(online), unbiased(reference)
     sides = [engine.pair_logits(side) if side else None for side in (online, reference)]
     own = _own([side and side[0] for side in sides], loss)
     rows = own.shape[0]
     flags = (~own.isfinite()).any().int() * spec.NONFINITE_SCORE
+    flags = flags | spec.unusable(temperature).any() * spec.BAD_TEMPERATURE
     for side in sides:
         flags = flags | side[1] if side else flags
     softmax = loss == "softmax"
     state = own.new_full((4, rows), -torch.inf) if softmax else own.new_zeros((1, rows))
     chosen = torch.zeros_like(own, dtype=torch.bool)
-    scores = keys = now = own
+    scores, keys = own.clone(), own.clone()
     chunk = own.new_empty(0, dtype=torch.int64)
     for c, size in enumerate(sizes(k, chunks)):
         if c:
             engine.pair_add(state, online, reference, None, chunk, loss)
-            now = pair_score(own, state, chosen, online, reference, normalize)
-        g = engine.noise(rows, seed, step, offset, c)
-        now_keys, key_flags = spec.key(now, g, temperature)
-        scores, keys = torch.where(chosen, scores, now), torch.where(chosen, keys, now_keys)
-        open_keys = torch.where(chosen, torch.nan, now_keys)
+        open_keys = find_keys(
+            own, state if c else None, chosen, scores, keys,
+            (2 * chosen.sum() + 1).float().reshape(1) if normalize else None,
+            (bool(online), bool(reference)), seed, step, temperature, offset, c,
+        )  # fmt: skip
         first, threshold, _ = engine.topk(open_keys, size)
         # Where too few rows are left, `first` is filled with rows whose key is NaN: not chosen.
         new = ~open_keys[first].isnan()
@@ -232,7 +249,7 @@ def joint(
     engine.pair_add(state, online, reference, indices, chunk, loss)
     batch = _batch_score([side and side[0][indices] for side in sides], state, loss)
     batch = torch.where(chosen[indices], batch, 0.0).sum()
-    return indices, scores, keys, threshold, flags | key_flags | few, batch
+    return indices, scores, keys, threshold, flags.int() | few, batch
 
 
 def _own(

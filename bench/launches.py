@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from activesel import _triton
-from activesel.kernels import config
+from activesel.kernels import config, pairs
 from activesel.kernels.topk import topk
 
 Case = tuple[str, Callable[[], object]]
@@ -30,6 +30,7 @@ def launches(arch: int) -> Iterator[Case]:
     yield from of_losses()
     yield from of_logits()
     yield from of_heads()
+    yield from of_pairs()
 
 
 def of_keys() -> Iterator[Case]:
@@ -142,3 +143,43 @@ def of_heads() -> Iterator[Case]:
         yield "bf16 head pair", _call(x, x)
     mixed = head("bf16", config.NARROW, weight="fp32")
     yield "bf16 head pair, fp32 weights", _call(mixed, mixed)
+
+
+def of_pairs() -> Iterator[Case]:
+    """Both losses with every tile of the table, all else with the one that is used for it."""
+
+    def side(name: str, width: int = 768) -> list[Tensor]:
+        x, number = torch.empty(ROWS, width, dtype=NAMES[name]), torch.ones(1)
+        return [x, x, number, number]
+
+    def add(loss: str, x: list[Tensor], *, all_rows: bool = True, tile: config.Tile | None = None,
+            ) -> Callable[[], object]:  # fmt: skip
+        rows = None if all_rows else torch.zeros(ROWS, dtype=torch.int64)
+        state = torch.empty(1 if loss == "sigmoid" else 4, ROWS)
+        chunk = torch.zeros(512, dtype=torch.int64)
+        return partial(pairs.pair_add, state, x, [], rows, chunk, loss, tile)
+
+    for loss in ("sigmoid", "softmax"):
+        for name in NAMES:
+            yield f"{name} pairs", add(loss, side(name))
+        x = side("bf16")
+        for tile in config.pair_candidates(x[0]):
+            yield "bf16 pairs", add(loss, x, tile=tile)
+        yield "bf16 pairs, rows given", add(loss, x, all_rows=False)
+        for width in (32, 100, 200):
+            yield "bf16 pairs", add(loss, side("bf16", width))
+    for name in NAMES:
+        yield f"{name} pairs", partial(_triton.pair_logits, side(name))
+    yield "bf16 pairs", partial(_triton.pair_logits, side("bf16", 100))
+    own, chosen = torch.empty(ROWS), torch.zeros(ROWS, dtype=torch.bool)
+    for name, state, terms, sides in (
+        ("first chunk", None, None, (True, True)),
+        ("sigmoid", torch.empty(1, ROWS), None, (True, True)),
+        ("sigmoid, means", torch.empty(1, ROWS), torch.ones(1), (True, True)),
+        ("softmax", torch.empty(4, ROWS), None, (True, True)),
+        ("softmax online", torch.empty(4, ROWS), None, (True, False)),
+    ):
+        yield f"keys of pairs, {name}", partial(
+            _triton.pair_keys, own, state, chosen, own.clone(), own.clone(), terms, sides,
+            *(torch.zeros(1, dtype=torch.int64),) * 2, torch.ones(1), 0, 1,
+        )  # fmt: skip

@@ -35,7 +35,10 @@ def result(folder):
 
 
 STEPS = ["doctor", "tests", "memcheck", "timings"]
-FEW = "^ceilings$|4,096, (C 1,000, [Df]|k)|1 side|sigmoid|to rows|agreement.*1,000|Ti|alone.*64"
+FEW = (
+    "^ceilings$|4,096, (C 1,000, [Df]|k)|1 side|sigmoid|to rows|agreement.*1,000|Ti|alone.*64"
+    "|joint.* 8,192"
+)
 
 
 def rehearse(folder, *arguments):

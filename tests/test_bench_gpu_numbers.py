@@ -173,10 +173,13 @@ def test_targets_are_met_missed_or_not_measured():
             {"name": "ours, CUDA", "error": "wrong"}, found("torch.topk, sort", 1.0, 1.0)]},
         {"case": targets.TARGETS[4].case, "agreement": {"ours": {"overlap": 0.9899}}},
         {"case": targets.TARGETS[5].case, "error": "the process died"},
+        {"case": targets.TARGETS[6].case, "first": "ours", "variants": [found("ours", 4e-3, 1.0)]},
+        {"case": targets.TARGETS[7].case, "first": "ours", "variants": [
+            found("ours", 0.1, 1.0), found("torch.compile, sums", 0.15, 1.5)]},
     ]  # fmt: skip
     outcomes = targets.compare(rows)
-    assert [t["met"] for t in outcomes] == [True, False, True, None, False, None]
-    assert [t["found"] for t in outcomes] == [4.0, 0.9, 7.0, None, 0.9899, None]
+    assert [t["met"] for t in outcomes] == [True, False, True, None, False, None, True, False, True]
+    assert [t["found"] for t in outcomes] == [4, 0.9, 7, None, 0.9899, None, 4, 100, 1.5]
     rows[0]["variants"][0]["peak_extra_bytes"] = 9_000_000
     assert targets.compare(rows)[2]["met"] is False
 

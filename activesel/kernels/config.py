@@ -61,6 +61,25 @@ TILES = {
     (100, "wide"): (Tile(128, 64, 64, 8, 4, 255), Tile(128, 64, 64, 8, 3, 255)),
     (100, "float32"): (Tile(128, 64, 32, 8, 3), Tile(64, 32, 32, 4, 3)),
 }
+# Of joint selection, by capability and whether the product is one of float32. Wide ones first: both
+# factors stream from the L2 cache, at 85 FLOP a byte with 128 x 256, at 64 with 128 x 128.
+PAIR_TILES = {
+    (80, False): (Tile(128, 128, 32, 8, 4), Tile(128, 64, 64, 8, 3)),
+    (80, True): (Tile(64, 64, 16, 8, 3),),
+    (90, False): (
+        Tile(128, 256, 64, 8, 3, 255),
+        Tile(128, 256, 64, 8, 4, 255),
+        Tile(128, 128, 64, 8, 3),
+        Tile(128, 64, 64, 8, 3),
+    ),
+    (90, True): (Tile(128, 64, 32, 8, 3),),
+    (100, False): (
+        Tile(128, 128, 64, 8, 3, 255),
+        Tile(128, 128, 64, 8, 4, 255),
+        Tile(128, 64, 64, 8, 3, 255),
+    ),
+    (100, True): (Tile(128, 64, 32, 8, 3),),
+}
 _used: dict[tuple[int, str, bool], Tile] = {}
 
 
@@ -101,6 +120,19 @@ def tile(device: torch.device, product: str, sigmoid: bool) -> Tile:
 def use(device: torch.device, product: str, sigmoid: bool, tile: Tile) -> None:
     """Put a tile in force for a device's capability, in this process."""
     _used[capability(device), product, sigmoid] = tile
+
+
+def pair_candidates(x: Tensor) -> tuple[Tile, ...]:
+    """For a product of embeddings such as `x`."""
+    known = max(c for c, _ in PAIR_TILES if c <= capability(x.device))
+    return PAIR_TILES[known, x.dtype == torch.float32]
+
+
+def pair_tile(x: Tensor, chunk: int) -> Tile:
+    """The first whose columns a chunk fills, but for a fifth of them; else the narrowest."""
+    tiles = pair_candidates(x)
+    filled = (t for t in tiles if 4 * triton.cdiv(chunk, t.block_n) * t.block_n <= 5 * chunk)
+    return next(filled, tiles[-1])
 
 
 def split(device: torch.device, blocks: int, classes: int, block_n: int) -> tuple[int, int]:

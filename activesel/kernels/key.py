@@ -78,6 +78,31 @@ def noise(row, seed_ptr, step_ptr, chunk):  # row: int64, global
 
 
 @triton.jit
+def of_score(
+    score,  # [R] float32
+    row,  # [R] int64, global
+    seed_ptr,
+    step_ptr,
+    temperature_ptr,
+    chunk,
+):
+    """Keys, and whether the temperature is unusable, a vector of equal values."""
+    finite = tl.abs(score) <= FLOAT_MAX
+    # A vector, since the interpreter mixes up booleans of scalars and vectors.
+    t = tl.zeros(score.shape, tl.float32) + tl.load(temperature_ptr)
+    inverse = tl.div_rn(1.0, t)
+    unusable = (inverse > FLOAT_MAX) & (t != 0.0)
+    unusable = unusable | (t < 0.0) | (t != t)
+    g = noise(row, seed_ptr, step_ptr, chunk)
+    scaled = tl.where(finite, score, 0.0) * inverse
+    scaled = tl.where(scaled < -FLOAT_MAX, -FLOAT_MAX, scaled)
+    scaled = tl.where(scaled > FLOAT_MAX, FLOAT_MAX, scaled)
+    key = tl.where(finite, scaled + g, score)
+    key = tl.where((t > FLOAT_MAX) & (score == score), g, key)
+    return tl.where(unusable | (t == 0.0), score, key), unusable
+
+
+@triton.jit
 def write(
     score,  # [R] float32
     bad,  # [R] int1: the row has a target out of range
@@ -100,18 +125,7 @@ def write(
     wrong = tl.where(finite, 0, NONFINITE_SCORE) | tl.where(bad, BAD_TARGET, 0)
     flags = tl.max(tl.where(live, wrong, 0), 0)
     if keys_ptr is not None:
-        # A vector, since the interpreter mixes up booleans of scalars and vectors.
-        t = tl.zeros(score.shape, tl.float32) + tl.load(temperature_ptr)
-        inverse = tl.div_rn(1.0, t)
-        unusable = (inverse > FLOAT_MAX) & (t != 0.0)
-        unusable = unusable | (t < 0.0) | (t != t)
-        g = noise(row + offset, seed_ptr, step_ptr, 0)
-        scaled = tl.where(finite, score, 0.0) * inverse
-        scaled = tl.where(scaled < -FLOAT_MAX, -FLOAT_MAX, scaled)
-        scaled = tl.where(scaled > FLOAT_MAX, FLOAT_MAX, scaled)
-        key = tl.where(finite, scaled + g, score)
-        key = tl.where((t > FLOAT_MAX) & (score == score), g, key)
-        key = tl.where(unusable | (t == 0.0), score, key)
+        key, unusable = of_score(score, row + offset, seed_ptr, step_ptr, temperature_ptr, 0)
         tl.store(keys_ptr + row, key, mask=live)
         flags = flags | tl.max(tl.where(unusable, BAD_TEMPERATURE, 0), 0)
     return flags

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from bench.gpu import scorers
+from bench.gpu import joint, scorers
 from bench.gpu.agreement import agreement
 from bench.gpu.cases import head, logits, select, tiles, topk
 from bench.gpu.device import BF16, FP32, Bench, ceilings, product
@@ -37,6 +37,9 @@ TILES = [
     (1000, 192, "softmax"), (1000, 192, "sigmoid"),
 ]  # fmt: skip
 
+JOINT = [(40_960, 8192, 768), (BIG, 32_768, 768)]  # rows, kept, width
+PAIR_TILES = [(40_960, 512, 768), (BIG, 2048, 768)]  # rows, chunk, width
+
 Case = Callable[[Bench], Row]
 
 
@@ -54,6 +57,8 @@ def _cases() -> Iterator[tuple[str, Case]]:
     yield "ceilings", ceilings
     yield heads[0]
     yield topks[0]
+    for b, k, d in JOINT:
+        yield title("joint selection", B=b, k=k, D=d), partial(joint.joint, b, k, d)
     yield title("agreement", B=BIG, C=29_593, D=192), partial(agreement, BIG, 29_593, 192)
     for d in (64, 192):
         name = title("product alone", B=65_536, C=29_696, D=d)
@@ -69,6 +74,10 @@ def _cases() -> Iterator[tuple[str, Case]]:
     yield title("agreement", B=BIG, C=1000, D=192), partial(agreement, BIG, 1000, 192)
     for c, d, loss in TILES:
         yield title("tiles", B=BIG, C=c, D=d, loss=loss), partial(tiles, BIG, c, d, loss)
+    for b, chunk, d in PAIR_TILES:
+        for loss in ("sigmoid", "softmax"):
+            name = title("tiles of pairs", B=b, chunk=chunk, D=d, loss=loss)
+            yield name, partial(joint.tiles, b, chunk, d, loss)
     for size in ("Ti", "S"):
         yield title("forward", model=f"ViT {size}", B=SMALL), partial(scorers.features, size, SMALL)
     name = title("images to rows", model="ViT Ti", B=SMALL, k=819)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import activesel
-from activesel import Head, _native, spec
+from activesel import Head, Pairs, _native, spec
 
 Given = dict[str, Any]
 
@@ -54,12 +54,23 @@ def losses() -> Iterator[Given]:
         yield {"online": torch.randn(rows), "reference": torch.randn(rows).half()}
 
 
+def pairs() -> Iterator[Given]:
+    """Arguments of `joint_select`: models of two widths, a bad row, ragged chunks."""
+    for loss in ("sigmoid", "softmax"):
+        for dtype in (torch.bfloat16, torch.float32):
+            z = [torch.nn.functional.normalize(torch.randn(2, 201, d), dim=2) for d in (40, 72)]
+            online, reference = (Pairs(*x.to(dtype), 10.0, -6.0) for x in z)
+            online.image[7] = torch.nan
+            yield {"online": online, "reference": reference, "loss": loss}
+    yield {"reference": reference}
+
+
 def moved(given: Any, to: Callable[[Tensor], Tensor]) -> Any:
     """Arguments with every tensor passed through `to`."""
     if isinstance(given, Tensor):
         return to(given)
-    if isinstance(given, Head):
-        return Head(*(moved(t, to) for t in given))
+    if isinstance(given, (Head, Pairs)):
+        return type(given)(*(moved(t, to) for t in given))
     if isinstance(given, dict):
         return {name: moved(value, to) for name, value in given.items()}
     return given
@@ -81,12 +92,30 @@ def check(given: Given, device: str, backend: str) -> None:
             raise AssertionError(f"{name} must be the specification's, {len(keys)} rows, {backend}")
 
 
+def check_joint(given: Given, device: str, backend: str) -> None:
+    """The same rows, at a temperature that leaves none to rounding; scores within fp32 rounding."""
+    how: Given = {"k": 67, "chunks": 3, "seed": 7, "temperature": 5.0}
+    expected = activesel.joint_select(**given, **how, backend="torch")
+    there = moved(given, lambda t: t.to(device))
+    picked = activesel.joint_select(**there, **how, backend=backend)
+    if not torch.equal(picked.indices.cpu(), expected.indices):
+        raise AssertionError(f"indices must be the specification's, joint selection, {backend}")
+    for name in ("scores", "batch_score"):
+        torch.testing.assert_close(
+            getattr(picked, name).cpu(), getattr(expected, name), rtol=1e-5, atol=1e-3,
+            equal_nan=True,
+        )  # fmt: skip
+
+
 def main() -> None:
     on_gpu = torch.cuda.is_available()
     device, count = "cuda" if on_gpu else "cpu", 0
     native = on_gpu and not _native.cuda_reason()
     for given in [*cases(), *losses()]:
         check(given, device, "triton")
+        count += 1
+    for given in pairs():
+        check_joint(given, device, "triton")
         count += 1
     for given in losses() if native else ():
         check(given, device, "cuda")
