@@ -13,14 +13,16 @@ PARALLEL := --numprocesses auto --dist loadfile --benchmark-disable
 SOURCES := $(wildcard csrc/*)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test slow lint table speed agreement resources gpu readme clean
+.PHONY: help demo demo-pairs test slow lint table pairs speed agreement resources gpu readme clean
 
 help:
 	@echo "make demo   train with and without selection on Fashion-MNIST, print what it pays (about 8 minutes)"
+	@echo "make demo-pairs  the same on icons and their captions, joint selection among others (about 12 minutes)"
 	@echo "make test   the tests and the documentation's examples"
 	@echo "make slow   every way of installing, all GPU kernels compiled, more emulation"
 	@echo "make lint   ruff, mypy, clang-format, codespell"
 	@echo "make table  the full table behind the README (hours, resumes)"
+	@echo "make pairs  the table of image-text pairs (hours, resumes)"
 	@echo "make speed  kernels against eager torch"
 	@echo "make gpu    build, test and time everything on an NVIDIA GPU, into OUT=$(OUT)"
 	@echo "make agreement  which rows rounded scores keep, against exact ones"
@@ -44,6 +46,9 @@ help:
 demo: .venv/ready
 	$(BIN)/python -m bench demo
 
+demo-pairs: .venv/ready
+	$(BIN)/python -m bench demo-pairs
+
 test: .venv/ready
 	$(BIN)/python -m pytest tests activesel --doctest-modules -m "not slow" $(PARALLEL)
 
@@ -59,6 +64,9 @@ lint: .venv/lint
 
 table: .venv/ready
 	$(BIN)/python -m bench classify
+
+pairs: .venv/ready
+	$(BIN)/python -m bench pairs
 
 speed: .venv/ready
 	$(BIN)/python -m bench speed

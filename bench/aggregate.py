@@ -314,3 +314,9 @@ def write(path: Path, content: Row) -> None:
             lines.append(f' "{name}": {json.dumps(value)}')
     path.parent.mkdir(parents=True, exist_ok=True)
     records.write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def interval(entry: Row) -> str:
+    """Percent, with the half-width of the 95 % interval where there is one."""
+    text = f"{100 * entry['mean']:.1f}"
+    return text if entry["high"] is None else f"{text} ± {50 * (entry['high'] - entry['low']):.1f}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's figures, written from bench/results and from nothing else."""
+"""The documents' figures, written from bench/results and from nothing else."""
 
 from __future__ import annotations
 
@@ -10,44 +10,54 @@ from pathlib import Path
 from typing import Any
 
 from activesel.loop import records
-from bench import aggregate, agreement, classify, speed
+from bench import aggregate, agreement, classify, joint, pairs, pairs_text, speed, summary
+from bench.aggregate import interval
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+README, DETAILS = ROOT / "README.md", ROOT / "docs" / "results.md"
 Row = dict[str, Any]
 
 
 def command(check: bool = False) -> None:
-    """Rewrite the README's tables.
+    """Rewrite the figures of README.md and docs/results.md.
 
     Args:
         check: change nothing; exit with 1 if there is something to change.
     """
-    before = README.read_text()
-    after = render(before)
-    if check and after != before:
-        sys.exit("README.md is stale: python -m bench readme")
-    if after != before:
-        records.write_text(README, after)
+    for page in (README, DETAILS):
+        before = page.read_text()
+        after = render(before, page)
+        if check and after != before:
+            sys.exit(f"{page.name} is stale: python -m bench readme")
+        if after != before:
+            records.write_text(page, after)
 
 
-def render(text: str) -> str:
-    """`text` with all marked parts replaced; a part without results is left empty.
+def render(text: str, page: Path = README) -> str:
+    """`text` of a page with all marked parts replaced; a part without results is left empty.
 
     Raises:
-        ValueError: a marker is missing.
+        ValueError: a marker is missing for which there are results.
     """
-    for name, source, write in (
-        ("classify", classify.RESULTS, classification),
-        ("agreement", agreement.RESULTS, agreements),
-        ("speed", speed.RESULTS, speeds),
-    ):
-        mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not mark.search(text):
-            raise ValueError(f"README must hold <!-- {name} --> and <!-- /{name} -->, got no pair")
-        body = write(json.loads(source.read_text())) + "\n" if source.is_file() else ""
-        text = mark.sub(rf"\g<1>{_literal(body)}\g<2>", text)
+    found = {
+        name: json.loads(source.read_text()) for name, source in RESULTS.items() if source.is_file()
+    }
+    if page == README:
+        return _replace(text, "summary", summary.summary(found), page)
+    for name, write in WRITERS.items():
+        if name in found or _mark(name).search(text):
+            text = _replace(text, name, write(found[name]) if name in found else "", page)
     return text
+
+
+def _mark(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+
+
+def _replace(text: str, name: str, body: str, page: Path) -> str:
+    if not _mark(name).search(text):
+        raise ValueError(f"{page.name} must hold <!-- {name} --> and <!-- /{name} -->, got no pair")
+    return _mark(name).sub(rf"\g<1>{_literal(body)}{chr(10) if body else ''}\g<2>", text)
 
 
 def _literal(text: str) -> str:
@@ -73,7 +83,7 @@ def classification(content: Row) -> str:
         "|---|---|---|---|---|---|---|",
         *(_line(row) for row in rows if row),
     ]
-    path = classify.RESULTS.with_suffix(".svg").relative_to(ROOT)
+    path = f"../{classify.RESULTS.with_suffix('.svg').relative_to(ROOT)}"
     return "\n".join(
         [
             *lines,
@@ -113,12 +123,6 @@ def _line(row: Row) -> str:
         *speedups,
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def interval(entry: Row) -> str:
-    """Percent, with the half-width of the 95 % interval where there is one."""
-    text = f"{100 * entry['mean']:.1f}"
-    return text if entry["high"] is None else f"{text} ± {50 * (entry['high'] - entry['low']):.1f}"
 
 
 def _setup(content: Row) -> str:
@@ -240,3 +244,19 @@ def agreements(content: Row) -> str:
         f"keeps. The two models differ little, learnability rms {rms:.3f}."
     )
     return "\n".join([*lines, "", said])
+
+
+RESULTS = {
+    "classify": classify.RESULTS,
+    "pairs": pairs.RESULTS,
+    "speed": speed.RESULTS,
+    "joint": joint.RESULTS,
+    "agreement": agreement.RESULTS,
+}
+WRITERS = {
+    "classify": classification,
+    "pairs": pairs_text.image_text,
+    "speed": speeds,
+    "joint": summary.joint_table,
+    "agreement": agreements,
+}

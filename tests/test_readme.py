@@ -1,19 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """The README's figures are those of the committed results."""
 
+import re
+
 import pytest
 
 from bench import readme
 
 
-def test_readme_is_in_step_with_the_results():
-    text = readme.README.read_text()
-    assert readme.render(text) == text, "python -m bench readme"
+@pytest.mark.parametrize("page", [readme.README, readme.DETAILS], ids=lambda page: page.name)
+def test_pages_are_in_step_with_the_results(page):
+    text = page.read_text()
+    assert readme.render(text, page) == text, "python -m bench readme"
 
 
-def test_readme_needs_its_markers():
-    with pytest.raises(ValueError, match="README must hold <!-- classify -->"):
+def test_pages_need_their_markers():
+    with pytest.raises(ValueError, match=r"README.md must hold <!-- summary -->"):
         readme.render("no markers here")
+    with pytest.raises(ValueError, match=r"results.md must hold <!-- classify -->"):
+        readme.render("no markers here", readme.DETAILS)
+
+
+def test_pictures_named_are_there():
+    for page in (readme.README, readme.DETAILS):
+        for picture in re.findall(r"!\[.*?\]\((.*?)\)", page.read_text()):
+            assert (page.parent / picture).is_file(), picture
 
 
 def test_speed_table_tells_what_fell_short():

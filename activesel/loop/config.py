@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from activesel.loop import records
 
@@ -60,6 +60,8 @@ class Config:
             rows each; one trained on the held-out rows gets `PASSES` of them.
         evaluations: points of the accuracy curve; all but the last use `quick` test rows.
     """
+
+    loop: ClassVar[str] = "classify"
 
     method: Method = "classact"
     rho: int = 2
@@ -128,6 +130,9 @@ class Config:
 @dataclass(frozen=True)
 class ReferenceConfig:
     """One reference scorer, trained alone on the (noisy) training or held-out rows."""
+
+    loop: ClassVar[str] = "classify"
+    reference: ClassVar[None] = None
 
     part: Literal["train", "holdout"] = "train"
     scorer: str = "nano"

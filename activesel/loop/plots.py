@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Run = Mapping[str, Any]
-"""What `run.json` holds; only accuracy, base rate, curve and reference are read."""
+"""What `run.json` holds; only what is drawn is read."""
 
 # Okabe and Ito's palette, told apart by colour-blind readers too; black is for uniform.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vPX"
+TIERS = {"clean": "#0072B2", "noisy": "#E69F00", "logo": "#CC79A7"}
 STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -49,10 +50,10 @@ def curves(
     """
     if not groups or not all(groups.values()):
         raise ValueError(f"groups must hold at least one run each, got {dict(groups)}")
-    with _style() as plt:
+    with style() as plt:
         figure, axes = plt.subplots(2, 2, figsize=(10.5, 7.5), layout="constrained")
         _curves(groups, axes.ravel(), target)
-        return _write(figure, path)
+        return save(figure, path)
 
 
 def _curves(groups: Mapping[str, Sequence[Run]], panels: Any, target: float | None) -> None:
@@ -112,11 +113,11 @@ def budgets(
     Returns:
         The files.
     """
-    with _style() as plt:
+    with style() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.4), layout="constrained")
         target = _grid(left, grid)
         _dots(right, methods, percent, target)
-        return _write(figure, path)
+        return save(figure, path)
 
 
 def _grid(left: Any, grid: Mapping[str, Mapping[int, Sequence[float]]]) -> float:
@@ -161,6 +162,153 @@ def _dots(right: Any, methods: Mapping[str, Sequence[float]], percent: int, targ
     right.set_xlabel(f"test accuracy at {percent} % of uniform's updates, % (dots: seeds)")
 
 
+def methods(
+    cells: Mapping[str, Mapping[str, Any]],
+    pool: Mapping[str, float],
+    path: Path,
+) -> list[Path]:
+    """Draw the recall of every method, and the tiers of the rows it kept.
+
+    Args:
+        cells: by method, "r10" (by_seed, low, high), "uniform_r10", the level to reach, or None,
+            and "kept" (mean, by tier), all in [0, 1].
+        pool: share of each tier in the pool.
+        path: where to, without suffix; `.svg` and `.png` are written.
+
+    Returns:
+        The files.
+    """
+    with style() as plt:
+        figure, (left, right) = plt.subplots(
+            1, 2, figsize=(11.5, 1.3 + 0.32 * len(cells)), layout="constrained", sharey=True
+        )
+        labels = list(cells)
+        recalls = [entry["r10"] for entry in cells.values()]
+        seeds = [100 * np.array(recall["by_seed"]) for recall in recalls]
+        for row, (recall, values) in enumerate(zip(recalls, seeds, strict=True)):
+            if recall["low"] is not None:
+                ends = [100 * recall["low"], 100 * recall["high"]]
+                left.plot(ends, [row, row], color="#999999", linewidth=1.6)
+            look = {"color": COLOURS[6], "markersize": 5, "markeredgecolor": "#333333"}
+            left.plot(values, [row] * len(values), "o", **look)
+            left.plot(values.mean(), row, "|", color=COLOURS[1], markersize=16, markeredgewidth=2.5)
+            if (level := cells[labels[row]]["uniform_r10"]) is not None:
+                left.plot([100 * level] * 2, [row - 0.5, row + 0.5], ":", color=COLOURS[0], lw=1)
+        left.set_yticks(range(len(cells)), labels)
+        left.set_ylim(len(cells) - 0.4, -0.6)
+        left.set_xlim(left=max(0.0, left.get_xlim()[0]))
+        left.set_xlabel("R@10, % (dots: seeds; grey: 95 % interval; dotted: uniform)")
+        _stack(right, [entry["kept"] for entry in cells.values()])
+        for edge in (pool["clean"], pool["clean"] + pool["noisy"]):
+            right.axvline(100 * edge, color=COLOURS[0], linestyle="--", linewidth=1)
+        right.set(xlim=(0, 100), xlabel="rows kept, % (dashed: the pool)")
+        right.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
+        return save(figure, path)
+
+
+def _stack(panel: Any, kept: Sequence[Mapping[str, Mapping[str, float]]]) -> None:
+    panel.grid(visible=False)
+    for row, shares in enumerate(kept):
+        start = 0.0
+        for tier, colour in TIERS.items():
+            share = 100 * shares[tier]["mean"]
+            panel.barh(row, share, left=start, color=colour, label=None if row else tier)
+            if share > 5:
+                ink = "white" if tier == "clean" else "black"
+                panel.text(start + 1.5, row, f"{share:.0f}", color=ink, va="center", size=8)
+            start += share
+
+
+def tiers(
+    groups: Mapping[str, Sequence[Run]],
+    pool: Mapping[str, float],
+    path: Path,
+) -> list[Path]:
+    """Draw which tiers were kept as training went on, a panel per method.
+
+    Args:
+        groups: runs that differ only in their seeds, by label; lines are means, bands the range.
+        pool: share of each tier in the pool, drawn dashed.
+        path: where to, without suffix; `.svg` and `.png` are written.
+
+    Returns:
+        The files.
+    """
+    width = min(4, len(groups))
+    height = -(-len(groups) // width)
+    with style() as plt:
+        figure, axes = plt.subplots(
+            height, width, figsize=(2.9 * width, 0.5 + 2.1 * height), layout="constrained",
+            sharex=True, sharey=True, squeeze=False,
+        )  # fmt: skip
+        for panel, (label, runs) in zip(axes.flat, groups.items(), strict=False):
+            kept = {tier: np.diff(_columns(runs, f"kept_{tier}"), prepend=0) for tier in TIERS}
+            whole = sum(kept.values())
+            ends = _columns(runs, "update").mean(axis=0)
+            middles = ends - np.diff(ends, prepend=0) / 2
+            for (tier, counts), marker in zip(kept.items(), MARKERS, strict=False):
+                look = {"color": TIERS[tier], "marker": marker}
+                _band(panel, middles, 100 * counts / whole, tier, look)
+                panel.axhline(100 * pool[tier], color=TIERS[tier], linestyle="--", linewidth=1)
+            panel.set_title(label, size=10)
+            panel.set(ylim=(0, 100), xlim=(0, None))
+        for panel in axes.flat[len(groups) :]:
+            panel.set_axis_off()
+        figure.supxlabel("updates", size=10)
+        figure.supylabel("rows kept, % (dashed: the pool)", size=10)
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
+        return save(figure, path)
+
+
+def recall_curves(
+    groups: Mapping[str, Sequence[Sequence[Run]]],
+    path: Path,
+    target: float,
+) -> list[Path]:
+    """Draw R@10 against updates and FLOPs, the reference asked afresh and but once per row.
+
+    Args:
+        groups: by method, its budgets, the largest first: runs that differ only in their seeds.
+            The largest is drawn whole, the others as the point they end at.
+        path: where to, without suffix; `.svg` and `.png` are written.
+        target: uniform's R@10 with its full budget, in [0, 1].
+
+    Returns:
+        The files.
+    """
+    names = ("updates of the learner", "TFLOP, all counted", "TFLOP, reference cached")
+    with style() as plt:
+        figure, axes = plt.subplots(1, 3, figsize=(12.5, 4.6), layout="constrained", sharey=True)
+        for number, (label, budgets) in enumerate(groups.items()):
+            look = {"color": COLOURS[number], "marker": MARKERS[number]}
+            for runs in budgets:
+                recall = 100 * _columns(runs, "r10")
+                xs = (
+                    _columns(runs, "update"),
+                    _columns(runs, "flops_total") / 1e12,
+                    _cached(runs) / 1e12,
+                )
+                for panel, x in zip(axes, xs, strict=True):
+                    if runs is budgets[0]:
+                        _band(panel, x.mean(axis=0), recall, label, look)
+                    _final(panel, x.mean(axis=0)[-1], recall[:, -1], look)
+        for panel, name in zip(axes, names, strict=True):
+            panel.axhline(100 * target, color=COLOURS[0], linestyle=":", linewidth=1)
+            panel.set(xlabel=name, xlim=(0, None), ylim=(0, None))
+        axes[0].plot([], [], "*", color="#777777", markersize=11, label="end of a schedule")
+        axes[0].set_ylabel("R@10, %, mean of both directions")
+        figure.legend(
+            *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(groups) + 1
+        )
+        return save(figure, path)
+
+
+def _cached(runs: Sequence[Run]) -> NDArray[np.float64]:  # [runs, points]
+    once = [run["ledger_cached"]["scoring_reference"] for run in runs]
+    asked = _columns(runs, "flops_scoring_reference")
+    return _columns(runs, "flops_total") - asked + np.array(once)[:, None]
+
+
 def _columns(runs: Sequence[Run], name: str) -> NDArray[np.float64]:  # [runs, points]
     return np.array([[point[name] for point in run["curve"]] for run in runs], dtype=np.float64)
 
@@ -189,7 +337,7 @@ def _left(panel: Any) -> Any:
 
 
 @contextmanager
-def _style() -> Iterator[Any]:
+def style() -> Iterator[Any]:
     """matplotlib, imported only when something is drawn, without a display."""
     import matplotlib
 
@@ -201,7 +349,7 @@ def _style() -> Iterator[Any]:
     plt.close("all")
 
 
-def _write(figure: Any, path: Path) -> list[Path]:
+def save(figure: Any, path: Path) -> list[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [path.with_name(f"{path.name}.{suffix}") for suffix in ("svg", "png")]
     figure.savefig(files[0], metadata={"Date": None})

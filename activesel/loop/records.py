@@ -15,6 +15,8 @@ from typing import Any
 from zipfile import BadZipFile
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
 SCHEMA = 1
 """Version of `run.json`."""
@@ -99,6 +101,10 @@ def write_csv(path: Path, rows: list[dict[str, float]]) -> None:
             table.writerows(rows)
 
     _write(path, writer)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    _write(path, lambda file: save_file(tensors, file))
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:

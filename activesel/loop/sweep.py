@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -15,9 +16,8 @@ from typing import Any
 
 import torch
 
-from activesel.loop import data
-from activesel.loop.classify import Trainer, reference, run
-from activesel.loop.config import Config, ReferenceConfig
+from activesel.loop.config import Config
+from activesel.loop.pairs_config import PairsConfig
 
 # By default glibc returns the memory of every large activation to the system and asks for it again
 # at the next update, which costs a wide forward pass a quarter of its time. Read at process start.
@@ -25,7 +25,7 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_":
 
 
 def sweep(
-    configs: Sequence[Config],
+    configs: Sequence[Config | PairsConfig],
     out: Path,
     workers: int = 2,
     on_progress: Callable[[int], object] | None = None,
@@ -49,7 +49,9 @@ def sweep(
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
-    data.locate()  # a missing data set is better reported once than by every worker
+    missing = [c for c in configs if not (out / c.name / "run.json").is_file()]
+    for loop in dict.fromkeys(c.loop for c in missing):
+        _module(loop).prepare([c for c in missing if c.loop == loop])
     out.mkdir(parents=True, exist_ok=True)
     for name, value in KEEP_MEMORY.items():
         os.environ.setdefault(name, value)
@@ -58,9 +60,9 @@ def sweep(
     life, ours = context.Pipe(duplex=False)
     with ProcessPoolExecutor(workers, context, _initialise, (life, updates)) as pool:
         try:
-            needed = dict.fromkeys(c.reference for c in configs if c.reference is not None)
-            for done in [pool.submit(_reference, config, out) for config in needed]:
-                done.result()
+            for wave in _references(missing, out):
+                for done in [pool.submit(_reference, config, out) for config in wave]:
+                    done.result()
             left: set[Future[dict[str, Any]]] = {pool.submit(_run, c, out) for c in configs}
             while left:
                 finished, left = wait(left, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -72,6 +74,20 @@ def sweep(
             ours.close()  # else leaving the pool would wait for the runs under way
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _references(configs: Sequence[Any], out: Path) -> list[list[Any]]:
+    """Missing references, each once, in waves: one that needs another is in a later wave."""
+    waves: list[list[Any]] = []
+    while configs:
+        needed = dict.fromkeys(c.reference for c in configs if c.reference is not None)
+        configs = [c for c in needed if not (out / c.name / "reference.json").is_file()]
+        waves.insert(0, configs)
+    return waves
+
+
+def _module(loop: str) -> Any:
+    return importlib.import_module(f"activesel.loop.{loop}")
 
 
 def _initialise(life: Connection, updates: Any) -> None:
@@ -97,18 +113,18 @@ def _add(updates: int) -> None:
         _updates.value += updates
 
 
-def _run(config: Config, out: Path) -> dict[str, Any]:
+def _run(config: Any, out: Path) -> dict[str, Any]:
     seen = 0
 
-    def count(trainer: Trainer) -> None:
+    def count(trainer: Any) -> None:
         nonlocal seen
         _add(trainer.step - seen)
         seen = trainer.step
 
-    result = run(config, out, on_update=count)
+    result: dict[str, Any] = _module(config.loop).run(config, out, on_update=count)
     _add(config.updates - seen)  # a finished run was only read
     return result
 
 
-def _reference(config: ReferenceConfig, out: Path) -> None:
-    reference(config, out, data.fashion_mnist(config.noise, config.seed))
+def _reference(config: Any, out: Path) -> None:
+    _module(config.loop).reference(config, out)
