@@ -88,7 +88,7 @@ def test_the_core_does_not_know_its_users():
 
 
 def test_specification_imports_only_torch():
-    standard = {"torch", "collections", "typing", "sys", "__future__"}
+    standard = {"torch", "collections", "functools", "typing", "sys", "__future__"}
     for name in ("spec", "spec_joint"):
         roots = {name.split(".")[0] for name in imports(PACKAGE / f"{name}.py")}
         assert roots <= standard | {"activesel"}

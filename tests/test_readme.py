@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from bench import readme
+from bench import readme, summary
 
 
 @pytest.mark.parametrize("page", [readme.README, readme.DETAILS], ids=lambda page: page.name)
@@ -48,3 +48,37 @@ def test_agreement_table_names_everyone():
     text = readme.agreements(content)
     assert "| activesel, native | 100.0% | 3e-07 |" in text and "| torch: bf16 | 50.0% |" in text
     assert "16,384 rows" in text and "rms 0.014" in text
+
+
+def test_the_summary_tells_what_did_not_pay():
+    speedup = {"label": "JEST", "budgets": [0.5, 1.0], "at": None}
+    assert summary._speedup(speedup).startswith("JEST does **not** reach uniform's R@10 with up to")
+    reached = {"at": 0.5, "learner_speedup": 0.5, "compute_speedup": -0.1}
+    text = summary._speedup({**speedup, **reached, "compute_speedup_cached": 0.2})
+    assert "50 % fewer updates: 10 % more FLOPs" in text and "20 % fewer with the ref" in text
+    short = {"rows": [{"ratio": 0.9, "target": 1.0}, {"ratio": 5.0, "target": 4.0}]}
+    assert (
+        "0.9 to 5 times" in summary.speed(short)[0] and "(1 of 2 figures" in summary.speed(short)[0]
+    )
+
+
+def test_joint_table_shows_targets_and_memory():
+    row = {"rows": 8, "seconds": 1.0, "cpu_seconds": 1.0}
+    content = {
+        "rows": [
+            {**row, "method": m, "loss": "sigmoid", "threads": n, "ratio": r, "ratio_cpu": r + 1}
+            for m, r in (("ours", 1.0), ("published", 20.0), ("incremental", 1.5))
+            for n in (1, 2)
+        ],
+        "shape": {"keep": 4, "width": 2, "chunks": 2},
+        "targets": {"published": 12.0, "incremental": 1.2},
+        "machine": {"cpu": "any", "cores": 2, "torch": "2.13"},
+        "extra_bytes": {"ours": 6e6, "published": 8e8},
+        "cpu_seconds_per_row": {"8": 4e-5, "16": 5e-5},
+    }
+    text = summary.joint_table(content)
+    assert (
+        "| dense, as published: masked product, sigmoid | 12 | 20.0 (21.0) | 20.0 (21.0) |" in text
+    )
+    assert "40 at 8, 50 at 16" in text and "ours 6, published 800" in text
+    assert "20 times as fast as the published" in summary.joint(content)[0]
