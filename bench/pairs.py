@@ -42,7 +42,7 @@ def queue() -> list[PairsConfig]:
     shorter = [
         config
         for percent in PERCENTS
-        for config in runs("jest", "jest++", updates=round(UPDATES * percent / 100))
+        for config in runs("jest", "jest++", "jest-easy", updates=round(UPDATES * percent / 100))
     ]
     other = runs("jest-emoji") + runs("uniform", rows="ui")
     variants = [c for changed in VARIANTS for c in runs("jest", "independent", **changed)]
