@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from activesel import __version__, _native, ops, spec
-from activesel.operands import Head
+from activesel import __version__, _native, ops, spec, spec_joint
+from activesel.joint import joint_select
+from activesel.operands import Head, Pairs
 from activesel.select import score, select
 
 STAGES = {
@@ -21,6 +22,7 @@ STAGES = {
     "scores": "losses -> scores",
     "losses": "losses -> keys -> rows",
     "topk": "keys -> rows",
+    "joint": "pairs -> rows, jointly",
 }
 ROWS, CLASSES, WIDTH, KEPT = 300, 130, 48, 61  # nothing of it a multiple of a tile
 
@@ -50,6 +52,8 @@ def _true_loss(x: Head | Tensor, labels: Tensor | None) -> Tensor:  # [B] float6
 
 def check(backend: str, stage: str, device: torch.device) -> str:
     """Empty if a backend does a stage as the specification says, else what is wrong."""
+    if stage == "joint":
+        return _joint_differs(backend, device)
     online, reference = (_side(stage, device, seed) for seed in (0, 1))
     if stage == "topk":
         assert isinstance(online, Tensor)
@@ -70,6 +74,24 @@ def check(backend: str, stage: str, device: torch.device) -> str:
     if not torch.equal(picked.keys.cpu(), keys):
         return "keys are not the specification's for these scores"
     return _rows_differ((picked.indices, picked.threshold, picked.flags), keys)
+
+
+def _joint_differs(backend: str, device: torch.device) -> str:
+    """Joint selection against the definition in float64."""
+    z = F.normalize(torch.randn(4, ROWS, WIDTH, generator=torch.Generator().manual_seed(0)), dim=2)
+    models = [Pairs(*z[i : i + 2].to(device), 10.0, -5.0) for i in (0, 2)]
+    picked = joint_select(online=models[0], reference=models[1], k=KEPT, seed=1, backend=backend)
+    number = torch.tensor([[10.0], [-5.0]]).double()
+    on, ref = ([*z[i : i + 2].double(), *number] for i in (0, 2))
+    seed, step, t = torch.tensor([1]), torch.tensor([0]), torch.ones(1)
+    rows, scores, batch = spec_joint.dense(on, ref, KEPT, 16, False, seed, step, t, 0, "sigmoid")
+    if not (error := (picked.scores.cpu() - scores).abs().max().item()) <= 1e-4:
+        return f"conditional scores are off by {error:.1e}"
+    if not torch.equal(picked.indices.cpu(), rows):
+        return "rows are not the specification's"
+    assert picked.batch_score is not None
+    error = (picked.batch_score.cpu() - batch).abs().item()
+    return f"the batch's score is off by {error:.1e}" if not error <= 1e-2 else ""
 
 
 def _rows_differ(found: tuple[Tensor, Tensor, Tensor], keys: Tensor) -> str:
