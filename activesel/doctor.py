@@ -79,8 +79,8 @@ def check(backend: str, stage: str, device: torch.device) -> str:
 def _joint_differs(backend: str, device: torch.device) -> str:
     """Joint selection against the definition in float64."""
     z = F.normalize(torch.randn(4, ROWS, WIDTH, generator=torch.Generator().manual_seed(0)), dim=2)
-    models = [Pairs(*z[i : i + 2].to(device), 10.0, -5.0) for i in (0, 2)]
-    picked = joint_select(online=models[0], reference=models[1], k=KEPT, seed=1, backend=backend)
+    online, reference = (Pairs(z[i].to(device), z[i + 1].to(device), 10.0, -5.0) for i in (0, 2))
+    picked = joint_select(online=online, reference=reference, k=KEPT, seed=1, backend=backend)
     number = torch.tensor([[10.0], [-5.0]]).double()
     on, ref = ([*z[i : i + 2].double(), *number] for i in (0, 2))
     seed, step, t = torch.tensor([1]), torch.tensor([0]), torch.ones(1)
