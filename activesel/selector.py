@@ -303,20 +303,22 @@ class Selector:
             self._side(model, batch, x, targets, ids) if needed else None
             for model, needed in zip((self.online, self.reference), NEEDS[self.method], strict=True)
         )
-        self.examples_scored += rows
         how: Any = "softmax" if callable(self.loss) else self.loss
         if self.chunks is not None:
-            return joint_select(
+            picked = joint_select(
                 online=online, reference=reference, k=self.keep, chunks=self.chunks, loss=how,
                 temperature=temperature, seed=seed, step=step,
             )  # fmt: skip
-        given = [side for side in (online, reference) if side is not None]
-        reduced = all(isinstance(side, Tensor) and side.ndim == 1 for side in given)
-        return select(
-            online=online, reference=reference, targets=None if self._pairs or reduced else targets,
-            k=self.keep, loss="dot" if self._pairs else how, temperature=temperature,
-            seed=seed, step=step,
-        )  # fmt: skip
+        else:
+            given = [side for side in (online, reference) if side is not None]
+            reduced = all(isinstance(side, Tensor) and side.ndim == 1 for side in given)
+            picked = select(
+                online=online, reference=reference, k=self.keep,
+                targets=None if self._pairs or reduced else targets,
+                loss="dot" if self._pairs else how, temperature=temperature, seed=seed, step=step,
+            )  # fmt: skip
+        self.examples_scored += rows
+        return picked
 
     def _side(self, model: Any, batch: Any, x: Any, targets: Any, ids: Any) -> Any:
         """What one model has to say of a batch, as an operand of `select` or `joint_select`."""
