@@ -32,7 +32,7 @@ def image_text(content: Row) -> str:
         *map(_pairs_line, rows),
     ]
     path = f"../bench/results/{pairs.RESULTS.stem}"
-    said = " ".join([_pairs_setup(content), *_pairs_findings(content, plain, cells)])
+    said = [_pairs_setup(content), "", *(f"- {x}" for x in _pairs_findings(content, plain, cells))]
     pictures = [
         f"![{text}]({path}{name})"
         for name, text in (
@@ -42,7 +42,7 @@ def image_text(content: Row) -> str:
             ("-kept.png", "The rows most and least often kept"),
         )
     ]
-    return "\n".join([*lines, "", said, "", *pictures])
+    return "\n".join([*lines, "", *said, "", *pictures])
 
 
 def _pairs_line(row: Row) -> str:

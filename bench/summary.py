@@ -81,12 +81,13 @@ def image_text(content: Row) -> list[str]:
         f"of the pairs kept are clean: {clean}."
     ]
     for entry in content["speedups"]:
-        if entry["label"] in names and len(entry["budgets"]) > 1:
+        if len(entry["budgets"]) > 1:
             lines.append(f"  {_speedup(entry)}")
     for entry in content["joint"]:
         gain = entry["r10_gain"]
         sure = gain["low"] is not None and not gain["low"] <= 0 <= gain["high"]
-        said = f"{100 * gain['mean']:+.1f} points of R@10"
+        points = round(100 * gain["mean"], 1) + 0.0  # no "-0.0"
+        said = f"{points:+.1f} points of R@10"
         lines.append(
             f"  {entry['label']} against the same scores chosen independently: {said}"
             f"{'' if sure else ', within chance'}; its batches are more learnable in "
