@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help:
 	@echo "make demo   train with and without selection on Fashion-MNIST, print what it pays (about 8 minutes)"
-	@echo "make demo-pairs  the same on icons and their captions, joint selection among others (about 12 minutes)"
+	@echo "make demo-pairs  the same on icons and their captions, joint selection among others (about 10 minutes)"
 	@echo "make test   the tests and the documentation's examples"
 	@echo "make slow   every way of installing, all GPU kernels compiled, more emulation"
 	@echo "make lint   ruff, mypy, clang-format, codespell"
