@@ -42,14 +42,7 @@ def operands(
     if not 0 <= number(label_smoothing, "label_smoothing") <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
     on, ref = tensors(online, "online"), tensors(reference, "reference")
-    if not on and not ref:
-        raise ValueError("online or reference must be given, got None for both")
-    first = (on or ref)[0]
-    for side, name in ((on, "online"), (ref, "reference")):
-        if side and side[0].shape[0] != first.shape[0]:
-            raise ValueError(f"{name} must have {first.shape[0]} rows, got {side[0].shape[0]}")
-        for t in side:
-            _check_device(t, name, first.device)
+    first = _first(on, ref)
     unreduced = [(s, n) for s, n in ((on, "online"), (ref, "reference")) if s and s[0].ndim > 1]
     if not unreduced:
         if targets is not None:
@@ -67,7 +60,7 @@ def _alone(operand: Operand, name: str, loss: str) -> Operand:
         return operand
     side = pair_tensors(operand, name)
     x, flags = spec_joint.pair_logits(side if loss == "sigmoid" else spec_joint.unbiased(side))
-    ops.check_pairs(flags, *((side, []) if name == "online" else ([], side)))
+    ops.check_pairs(flags, {name: side})
     return spec_joint.pair_loss(x, loss)
 
 
@@ -76,18 +69,24 @@ def pairs(
     reference: Pairs | None,
 ) -> tuple[list[Tensor], list[Tensor], int]:
     """Both sides of a joint selection as tensors, and their number of rows."""
-    if online is None and reference is None:
-        raise ValueError("online or reference must be given, got None for both")
     on, ref = (
         [] if side is None else pair_tensors(side, name)
         for side, name in ((online, "online"), (reference, "reference"))
     )
+    return on, ref, _first(on, ref).shape[0]
+
+
+def _first(on: list[Tensor], ref: list[Tensor]) -> Tensor:
+    """The first tensor there is, after checking that all share its rows and device."""
+    if not on and not ref:
+        raise ValueError("online or reference must be given, got None for both")
     first = (on or ref)[0]
-    if ref and ref[0].shape[0] != first.shape[0]:
-        raise ValueError(f"reference must have {first.shape[0]} rows, got {ref[0].shape[0]}")
-    for t in ref:
-        _check_device(t, "reference", first.device)
-    return on, ref, first.shape[0]
+    for side, name in ((on, "online"), (ref, "reference")):
+        if side and side[0].shape[0] != first.shape[0]:
+            raise ValueError(f"{name} must have {first.shape[0]} rows, got {side[0].shape[0]}")
+        for t in side:
+            _check_device(t, name, first.device)
+    return first
 
 
 def _check_targets(

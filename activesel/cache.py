@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from activesel import cache_files as disk
+from activesel.files import whole
 from activesel.operands import FLOATS, Forward, Pairs, log, untouched
 from activesel.select import Loss, score
 
@@ -129,9 +130,7 @@ def write_cache(
     from activesel import __version__
 
     index = {**settings, **header, "files": files, "activesel": __version__}
-    disk.whole(
-        folder / disk.INDEX, lambda path: path.write_text(json.dumps(index, indent=1) + "\n")
-    )
+    whole(folder / disk.INDEX, lambda path: path.write_text(json.dumps(index, indent=1) + "\n"))
     return ReferenceCache(folder, model=model)
 
 

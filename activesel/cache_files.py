@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from activesel.files import whole
 
 FORMAT = 1
 SETTINGS = ("format", "kind", "loss", "dtype", "shard_rows", "model", "preprocessing")
@@ -107,19 +108,9 @@ def integers(ids: Any) -> Tensor:  # [B] int64
     return ids.long()
 
 
-def whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file all or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     text = json.dumps(header | {"content": fingerprint(tensors)})
+    path.parent.mkdir(parents=True, exist_ok=True)
     whole(path, lambda temporary: save_file(tensors, temporary, {"activesel": text}))
 
 

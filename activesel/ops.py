@@ -9,7 +9,7 @@ bits in `flags`.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -168,13 +168,13 @@ def select(
     return out
 
 
-def check_pairs(flags: Tensor, online: Sequence[Tensor], reference: Sequence[Tensor]) -> None:
+def check_pairs(flags: Tensor, sides: Mapping[str, Sequence[Tensor]]) -> None:
     """As `_check_flags`, for embeddings; nothing can be looked at while torch traces."""
     if not flags.is_cpu or type(flags) is not Tensor or torch.compiler.is_compiling():
         return
     if not int(flags) & (spec_joint.BAD_SCALE | spec_joint.BAD_NORM):
         return
-    for name, side in (("online", online), ("reference", reference)):
+    for name, side in sides.items():
         for part, x in zip(("image", "text", "scale", "bias"), side, strict=False):
             if part in ("scale", "bias"):
                 if not x.isfinite():
@@ -206,7 +206,7 @@ def joint_select(
     out = spec_joint.joint(
         online, reference, k, chunks, normalize, seed, step, temperature, offset, loss, JOINT[name]
     )
-    check_pairs(out[4], online, reference)
+    check_pairs(out[4], {"online": online, "reference": reference})
     _check_flags(out[4], None, temperature)
     return out
 

@@ -121,8 +121,7 @@ def speed(content: Row) -> list[str]:
 
 
 def _joint_rows(content: Row) -> list[Row]:
-    rows = content["shape"].get("rows", min(row["rows"] for row in content["rows"]))
-    return [row for row in content["rows"] if row["rows"] == rows and row["method"] != "ours"]
+    return [row for row in content["rows"] if row["method"] != "ours"]
 
 
 def joint(content: Row) -> list[str]:

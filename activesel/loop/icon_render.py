@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from activesel.files import whole
 from activesel.loop import icon_packages
 from activesel.loop.icon_packages import Icon
 
@@ -149,12 +150,8 @@ def _digest(images: Tensor, table: Tensor) -> str:
 def _write(path: Path, rendered: Rendered, sets: Collection[str] | None) -> None:
     table = torch.frombuffer(bytearray(json.dumps(rendered.icons).encode()), dtype=torch.uint8)
     metadata = {**_header(sets), "fingerprint": _digest(rendered.images, table)}
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        save_file({"images": rendered.images, "icons": table}, temporary, metadata)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    tensors = {"images": rendered.images, "icons": table}
+    whole(path, lambda file: save_file(tensors, file, metadata))
 
 
 def _read(path: Path, sets: Collection[str] | None) -> Rendered:

@@ -9,7 +9,6 @@ import json
 import os
 import pickle
 import platform
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -17,6 +16,8 @@ from zipfile import BadZipFile
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+
+from activesel.files import whole
 
 SCHEMA = 1
 """Version of `run.json`."""
@@ -63,17 +64,8 @@ def _cpu() -> str:
     return next(names, platform.processor())
 
 
-def _write(path: Path, writer: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        writer(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_text(path: Path, text: str) -> None:
-    _write(path, lambda file: file.write_text(text))
+    whole(path, lambda file: file.write_text(text))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -100,15 +92,15 @@ def write_csv(path: Path, rows: list[dict[str, float]]) -> None:
             table.writeheader()
             table.writerows(rows)
 
-    _write(path, writer)
+    whole(path, writer)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    _write(path, lambda file: save_file(tensors, file))
+    whole(path, lambda file: save_file(tensors, file))
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    _write(path, lambda file: torch.save({"schema": SCHEMA, **state}, file))
+    whole(path, lambda file: torch.save({"schema": SCHEMA, **state}, file))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from activesel.files import whole
 from activesel.models.dual import DualConfig, DualEncoder
 from activesel.models.text import TextConfig
 from activesel.models.vit import ViT, ViTConfig
@@ -51,14 +52,8 @@ def save(
     if kind is None:
         raise TypeError(f"model must be a ViT or DualEncoder, got {type(model).__name__}")
     header = json.dumps({"format": FORMAT, "model": kind, "config": asdict(model.config)})
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        tensors = {name: t.detach().contiguous() for name, t in model.state_dict().items()}
-        save_file(tensors, temporary, metadata={"activesel": header})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    tensors = {name: t.detach().contiguous() for name, t in model.state_dict().items()}
+    whole(Path(path), lambda file: save_file(tensors, file, metadata={"activesel": header}))
 
 
 @overload
