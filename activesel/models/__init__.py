@@ -6,12 +6,14 @@ from activesel.models.dual import TEXT_SIZES, DualConfig, DualEncoder, dual
 from activesel.models.files import load, save
 from activesel.models.text import TextConfig, TextTower
 from activesel.models.vit import SIZES, ViT, ViTConfig, vit
+from activesel.packing import Packed
 
 __all__ = [
     "SIZES",
     "TEXT_SIZES",
     "DualConfig",
     "DualEncoder",
+    "Packed",
     "TextConfig",
     "TextTower",
     "ViT",

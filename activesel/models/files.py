@@ -3,23 +3,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from activesel.files import whole
+from activesel import files
 from activesel.models.dual import DualConfig, DualEncoder
 from activesel.models.text import TextConfig
 from activesel.models.vit import ViT, ViTConfig
-
-FORMAT = 1
-"""Version of the JSON header that `save` writes."""
 
 KINDS: dict[type[ViT | DualEncoder], str] = {ViT: "vit", DualEncoder: "dual"}
 
@@ -51,9 +44,8 @@ def save(
     kind = next((name for cls, name in KINDS.items() if isinstance(model, cls)), None)
     if kind is None:
         raise TypeError(f"model must be a ViT or DualEncoder, got {type(model).__name__}")
-    header = json.dumps({"format": FORMAT, "model": kind, "config": asdict(model.config)})
     tensors = {name: t.detach().contiguous() for name, t in model.state_dict().items()}
-    whole(Path(path), lambda file: save_file(tensors, file, metadata={"activesel": header}))
+    files.write(path, kind, asdict(model.config), tensors)
 
 
 @overload
@@ -86,15 +78,8 @@ def load(
     """
     if kind not in KINDS:
         raise TypeError(f"kind must be ViT or DualEncoder, got {kind!r}")
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no model file at {path}")
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            header = (file.metadata() or {}).get("activesel")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} must be a whole safetensors file, got: {error}") from error
-    config = _read_header(path, header, KINDS[kind])
+    parse: Any = _dual if kind is DualEncoder else lambda config: ViTConfig(**config)
+    config, tensors = files.read(path, KINDS[kind], parse, device)
     with torch.device("meta"):
         model = kind(config)
     try:
@@ -104,21 +89,5 @@ def load(
     return model
 
 
-def _read_header(
-    path: str | os.PathLike[str],
-    header: str | None,
-    kind: str,
-) -> ViTConfig | DualConfig:
-    expected = f"an 'activesel' header of format {FORMAT} for a {kind}"
-    if header is None:
-        raise ValueError(f"{path} must hold {expected}, got none")
-    try:
-        content: dict[str, Any] = json.loads(header)
-        if content["format"] != FORMAT or content["model"] != kind:
-            raise ValueError(f"format {content['format']}, model {content['model']!r}")
-        config = content["config"]
-        if kind == "vit":
-            return ViTConfig(**config)
-        return DualConfig(ViTConfig(**config["image"]), TextConfig(**config["text"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} must hold {expected}, got: {error}") from error
+def _dual(config: dict[str, Any]) -> DualConfig:
+    return DualConfig(ViTConfig(**config["image"]), TextConfig(**config["text"]))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from activesel.models import flexi
+from activesel.models.parts import Parts, parts
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "nano": (32, 2, 2),
@@ -181,7 +182,7 @@ class ViT(nn.Module):
 
     def forward_features(
         self,
-        x: Tensor,  # [B, C, H, W] uint8 in 0..255, or float in 0..1
+        x: Tensor,  # [B, C, H, W] or [B, H, W, C], uint8 in 0..255, or float in 0..1
     ) -> Tensor:  # [B, D]
         """Pooled and normalised features, the input of `head`.
 
@@ -193,10 +194,12 @@ class ViT(nn.Module):
         torch.Size([2, 32])
         """
         c = self.config
-        if x.shape[1:] != (c.channels, c.image_size, c.image_size):
-            raise ValueError(
-                f"x must be [B, {c.channels}, {c.image_size}, {c.image_size}], got {list(x.shape)}"
-            )
+        first = (c.channels, c.image_size, c.image_size)
+        last = (c.image_size, c.image_size, c.channels)
+        if x.shape[1:] == last != first:
+            x = x.permute(0, 3, 1, 2)
+        if x.shape[1:] != first:
+            raise ValueError(f"x must be [B, {str(first)[1:-1]}], got {list(x.shape)}")
         if x.dtype != torch.uint8 and not x.is_floating_point():
             raise TypeError(f"x must be uint8 or floating, got {x.dtype}")
         weight: Tensor = self.patch.weight
@@ -225,11 +228,19 @@ class ViT(nn.Module):
 
     def forward(
         self,
-        x: Tensor,  # [B, C, H, W] uint8 in 0..255, or float in 0..1
+        x: Tensor,  # as in `forward_features`
     ) -> Tensor:  # [B, classes]
         """Logits of a batch of images; `head(forward_features(x))`."""
         logits: Tensor = self.head(self.forward_features(x))
         return logits
+
+    def parts(self) -> Parts:
+        """Its tensors, not copied, for the one-launch scorer.
+
+        Raises:
+            TypeError: a layer is not what `__init__` made it.
+        """
+        return parts(self)
 
 
 def linear(module: nn.Module) -> None:
