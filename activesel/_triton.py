@@ -149,6 +149,75 @@ def select(
     return indices, out.scores, out.keys, threshold, flags
 
 
+def channels_last(images: Tensor) -> bool:  # [B, C, H, W]
+    """Whether the kernels read these images' channels side by side."""
+    from activesel.kernels import scorer
+
+    return scorer.pixels(images).last
+
+
+def scorer_route(shape: Any, images: Tensor, fp8: bool) -> tuple[bool, str]:
+    """Whether kernels score such images faster than torch; why they cannot, if so."""
+    from activesel.kernels import routes
+
+    if why := routes.reason(shape, images.device, fp8):
+        return False, why
+    return routes.faster(shape, images), ""
+
+
+def _labels(scorers: Any, targets: Tensor | None, loss: str, smoothing: float, ignore: int) -> Any:
+    from activesel.kernels import operands
+
+    assert targets is not None  # scorers have been found for targets
+    classes = scorers.packed.shape.classes
+    return operands.Labels(targets, 1, classes, ignore, loss == "sigmoid", smoothing)
+
+
+def score_images(
+    scorers: Any,  # scorers.Scorers
+    given: Sequence[Tensor],  # the other side's losses [B], or none
+    targets: Tensor | None,  # [B] int
+    loss: str,
+    label_smoothing: float,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor]:
+    from activesel.kernels import routes
+
+    with _on(scorers.images.device):
+        labels = _labels(scorers, targets, loss, label_smoothing, ignore_index)
+        out, _ = routes.rows(scorers.packed, scorers.images, labels, given, scorers.sign, None)
+    return out.scores, out.flags.amax() | scorers.packed.bad
+
+
+def select_images(
+    scorers: Any,
+    given: Sequence[Tensor],
+    targets: Tensor | None,
+    k: int,
+    seed: Tensor,
+    step: Tensor,
+    temperature: Tensor,
+    offset: int,
+    loss: str,
+    label_smoothing: float,
+    ignore_index: int,
+    find: TopK | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from activesel.kernels import operands, routes
+
+    with _on(scorers.images.device):
+        labels = _labels(scorers, targets, loss, label_smoothing, ignore_index)
+        noise = operands.Noise(seed, step, temperature, offset)
+        packed, sign = scorers.packed, scorers.sign
+        out, found = routes.rows(packed, scorers.images, labels, given, sign, noise, k)
+        assert out.keys is not None
+        if found is None:
+            indices, threshold, flags = (find or topk)(out.keys, k, out.flags)
+            found = indices, threshold, flags | packed.bad
+    indices, threshold, flags = found
+    return indices, out.scores, out.keys, threshold, flags
+
+
 def noise(
     rows: int,
     seed: Tensor,

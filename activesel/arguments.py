@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +14,20 @@ from torch import Tensor
 
 from activesel import ops, spec_joint
 from activesel.operands import FLOATS, Operand, Pairs, pair_tensors, tensors
+from activesel.scorers import Scorers, find
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 FLOAT_MAX = torch.finfo(torch.float32).max
+
+
+class Operands(NamedTuple):
+    """Both operands as the operators take them, checked against each other."""
+
+    online: list[Tensor]
+    reference: list[Tensor]
+    scorers: Scorers | None  # those that a kernel takes from pixels on, and are not in the lists
+    first: Tensor
+    rows: int
 
 
 def operands(
@@ -26,8 +37,9 @@ def operands(
     loss: str,
     label_smoothing: float,
     ignore_index: int,
-) -> tuple[list[Tensor], list[Tensor], int]:
-    """Both operands as tensors and their number of rows, after checking them against each other."""
+    backend: str,
+) -> Operands:
+    """What `select` and `score` were given; a forward that no kernel takes whole is run here."""
     if isinstance(online, Pairs) or isinstance(reference, Pairs):
         if loss not in ("dot", "sigmoid"):
             raise ValueError(
@@ -41,6 +53,9 @@ def operands(
     integer(ignore_index, "ignore_index")
     if not 0 <= number(label_smoothing, "label_smoothing") <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+    scorers = find(online, reference, targets, backend)
+    if scorers is not None:
+        return _beside(scorers, online, reference, targets, loss, label_smoothing, ignore_index)
     on, ref = tensors(online, "online"), tensors(reference, "reference")
     first = _first(on, ref)
     unreduced = [(s, n) for s, n in ((on, "online"), (ref, "reference")) if s and s[0].ndim > 1]
@@ -51,7 +66,39 @@ def operands(
         if targets is None:
             raise ValueError(f"targets must be given for {unreduced[0][1]}, got None")
         _check_targets(targets, unreduced, first.device)
-    return on, ref, first.shape[0]
+    return Operands(on, ref, None, first, first.shape[0])
+
+
+def _beside(
+    scorers: Scorers,
+    online: Operand,
+    reference: Operand,
+    targets: Any,
+    loss: str,
+    label_smoothing: float,
+    ignore_index: int,
+) -> Operands:
+    """Scorers that a kernel takes whole; a side that is none of them becomes losses."""
+    images = scorers.images
+    logits = images.new_empty(len(images), scorers.packed.shape.classes, device="meta")
+    _check_targets(targets, [([logits], scorers.names[0])], images.device)
+    sides: list[list[Tensor]] = []
+    for side, name in ((online, "online"), (reference, "reference")):
+        given = [] if name in scorers.names else tensors(side, name)
+        if given:
+            if given[0].shape[0] != len(images):
+                raise ValueError(f"{name} must have {len(images)} rows, got {given[0].shape[0]}")
+            for t in given:
+                _check_device(t, name, images.device)
+            if given[0].ndim > 1:
+                _check_targets(
+                    targets, [([logits], scorers.names[0]), (given, name)], images.device
+                )
+                given = [
+                    ops.score(given, [], targets, loss, label_smoothing, ignore_index, "auto")[0]
+                ]
+        sides.append(given)
+    return Operands(sides[0], sides[1], scorers, images, len(images))
 
 
 def _alone(operand: Operand, name: str, loss: str) -> Operand:

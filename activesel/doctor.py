@@ -13,10 +13,12 @@ from torch import Tensor
 
 from activesel import __version__, _native, ops, spec, spec_joint
 from activesel.joint import joint_select
-from activesel.operands import Head, Pairs
+from activesel.models import vit
+from activesel.operands import Forward, Head, Pairs
 from activesel.select import score, select
 
 STAGES = {
+    "scorer": "images -> rows, at once",
     "head": "heads -> scores, keys",
     "logits": "logits -> scores, keys",
     "scores": "losses -> scores",
@@ -54,6 +56,8 @@ def check(backend: str, stage: str, device: torch.device) -> str:
     """Empty if a backend does a stage as the specification says, else what is wrong."""
     if stage == "joint":
         return _joint_differs(backend, device)
+    if stage == "scorer":
+        return _scorer_differs(backend, device)
     online, reference = (_side(stage, device, seed) for seed in (0, 1))
     if stage == "topk":
         assert isinstance(online, Tensor)
@@ -74,6 +78,26 @@ def check(backend: str, stage: str, device: torch.device) -> str:
     if not torch.equal(picked.keys.cpu(), keys):
         return "keys are not the specification's for these scores"
     return _rows_differ((picked.indices, picked.threshold, picked.flags), keys)
+
+
+def _scorer_differs(backend: str, device: torch.device) -> str:
+    """Two vision transformers, pixels to rows, against their own forward in float64."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (33, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(33) % 10
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        models = [vit("nano", image_size=28, patch=7, channels=1, classes=10) for _ in range(2)]
+        losses = [F.cross_entropy(m.double()(images), labels, reduction="none") for m in models]
+    online, reference = (Forward(m.float().to(device), images.to(device)) for m in models)
+    picked = select(
+        online=online, reference=reference, targets=labels.to(device), k=7, seed=1, backend=backend
+    )
+    error = (picked.scores.cpu() - (losses[0] - losses[1])).abs().max().item()
+    if not error <= 1e-2:  # operands are rounded to fp16
+        return f"scores are off by {error:.1e}"
+    rows = spec.topk(picked.keys.cpu(), 7)[0]
+    return "" if torch.equal(picked.indices.cpu(), rows) else "rows are not the specification's"
 
 
 def _joint_differs(backend: str, device: torch.device) -> str:
@@ -160,7 +184,8 @@ def report() -> bool:
         print(f"\n{device}{name}: every backend against the specification")
         healthy = examine(device) and healthy
     print(
-        "\nForward joins the head stage where the scorer has forward_features and an nn.Linear"
-        " head;\nthe output of any other scorer is taken as logits, rounded as it comes."
+        "\nForward is one launch, pixels to rows, where the scorer has parts (activesel.models.ViT)"
+        "\nof a size that is faster so; it joins the head stage where it has forward_features and"
+        "\nan nn.Linear head; the output of any other is taken as logits, rounded as it comes."
     )
     return healthy

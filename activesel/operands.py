@@ -42,10 +42,12 @@ class Head(NamedTuple):
 class Forward(NamedTuple):
     """A scorer and its input: the whole forward is left to activesel.
 
-    A scorer with ``forward_features(x) -> [B, D]`` and ``head: nn.Linear`` becomes a `Head`, so
-    that nothing is rounded after the head; the output of any other callable is taken as logits. The
-    forward runs without gradients and in evaluation mode, under the caller's autocast, and leaves
-    training flags, buffers and random states exactly as it found them.
+    On CUDA devices an `activesel.models.ViT`, or any scorer with ``parts() -> Parts``, runs in one
+    kernel launch from pixels to keys, together with a reference of its shape, where that is faster
+    (docs/scorers.md). Else a scorer with ``forward_features(x) -> [B, D]`` and ``head: nn.Linear``
+    becomes a `Head`, so that nothing is rounded after the head, and the output of any other
+    callable is taken as logits. That forward runs without gradients and in evaluation mode, under
+    the caller's autocast, and leaves training flags, buffers and random states as it found them.
 
     On CUDA devices `forward_features` is compiled by torch and replayed as a CUDA graph, once per
     shape; the first call takes as long as that takes. It runs as it is where it cannot be compiled
@@ -54,8 +56,10 @@ class Forward(NamedTuple):
     Args:
         scorer: module or callable.
         images: whatever the scorer takes, rows first.
-        compile: False never compiles, True does on any device; None (default) on CUDA devices,
-            unless the environment has ACTIVESEL_COMPILE=off.
+        compile: False never compiles `forward_features`; True does on any device, and no kernel
+            takes its place; None (default) compiles on CUDA devices, unless the environment has
+            ACTIVESEL_COMPILE=off.
+        fp8: multiply the blocks' linear layers in e4m3 where the kernel runs: faster, less exact.
 
     Example:
         >>> import torch, activesel
@@ -69,6 +73,7 @@ class Forward(NamedTuple):
     scorer: Callable[[Any], Tensor]
     images: Any
     compile: bool | None = None
+    fp8: bool = False
 
 
 class Pairs(NamedTuple):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two operators, as torch sees them: schema, shapes, FLOPs, and which backend runs.
+"""The operators, as torch sees them: schema, shapes, FLOPs, and which backend runs.
 
 Every backend is a module with `score` and `select` of the same signature as in `spec`. Inputs
 arrive checked (`activesel.select` does that); what can only be known from the data comes back as
@@ -42,9 +42,9 @@ LIB.define(
     " Tensor batch_score)"
 )
 
-# What a backend may have a kernel for: heads or logits -> keys, losses -> scores, losses -> keys ->
-# rows, keys -> rows, embeddings of pairs -> rows.
-STAGES = ("head", "logits", "scores", "losses", "topk", "joint")
+# What a backend may have a kernel for: images -> rows, heads or logits -> keys, losses -> scores,
+# losses -> keys -> rows, keys -> rows, embeddings of pairs -> rows.
+STAGES = ("scorer", "head", "logits", "scores", "losses", "topk", "joint")
 
 
 def why_not(name: str, stage: str, device: torch.device) -> str:
@@ -52,6 +52,8 @@ def why_not(name: str, stage: str, device: torch.device) -> str:
     if name == "triton":
         return _triton.reason(device)
     if name == "native":
+        if stage == "scorer":
+            return "no native kernel takes a scorer whole"
         if device.type != "cpu":
             return f"native kernels run on the CPU, got tensors on {device}"
         return "" if _native.available() else _native.reason()
@@ -64,18 +66,26 @@ def why_not(name: str, stage: str, device: torch.device) -> str:
     return ""
 
 
-def choose(
-    backend: str,
-    device: torch.device,
-    stage: str = "losses",
-) -> tuple[str, str]:  # name, reason
-    """The backend that takes a stage on a device, and why; `ACTIVESEL_BACKEND` overrides "auto"."""
+def asked_for(backend: str) -> tuple[str, str]:  # name, by whom
+    """The backend asked for, "auto" if none is; `ACTIVESEL_BACKEND` overrides "auto"."""
     if backend == "auto":
         wanted, said = os.environ.get("ACTIVESEL_BACKEND", "auto"), "ACTIVESEL_BACKEND"
     else:
         wanted, said = backend, f'backend="{backend}"'
     if wanted not in BACKENDS:
         raise ValueError(f"{said} must be one of {', '.join(BACKENDS)}, got {wanted!r}")
+    return wanted, said
+
+
+def choose(
+    backend: str,
+    device: torch.device,
+    stage: str = "losses",
+) -> tuple[str, str]:  # name, reason
+    """The backend that takes a stage on a device, and why."""
+    wanted, said = asked_for(backend)
+    if wanted != "auto" and stage == "scorer" and wanted != "triton":
+        return "torch", f"{said} takes what the scorer's own forward makes"
     if wanted != "auto":
         if why := why_not(wanted, stage, device):
             raise RuntimeError(f"{said} cannot run: {why}")
@@ -89,6 +99,13 @@ def choose(
     if better and device.type != "cpu":
         _triton.say_once(f"activesel: {stage} on {device} is left to torch: {why}")
     return "torch", why
+
+
+scorer_route, channels_last, say_once = (
+    _triton.scorer_route,
+    _triton.channels_last,
+    _triton.say_once,
+)
 
 
 def opaque(x: Tensor) -> bool:
@@ -121,6 +138,55 @@ def _check_flags(flags: Tensor, targets: Tensor | None, temperature: Tensor | No
             )
         if temperature is not None:
             raise ValueError(f"temperature must be >= 0 with finite 1/T, got {temperature.item()}")
+
+
+def score_images(
+    scorers: Any,  # scorers.Scorers
+    given: Sequence[Tensor],  # the other side's losses, or none
+    targets: Tensor | None,
+    loss: str,
+    label_smoothing: float,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor]:
+    out = _triton.score_images(scorers, given, targets, loss, label_smoothing, ignore_index)
+    _check_weights(scorers)
+    _check_flags(out[1], targets, None)
+    return out
+
+
+def select_images(
+    scorers: Any,
+    given: Sequence[Tensor],
+    targets: Tensor | None,
+    k: int,
+    seed: Tensor,
+    step: Tensor,
+    temperature: Tensor,
+    offset: int,
+    loss: str,
+    label_smoothing: float,
+    ignore_index: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    out = _triton.select_images(
+        scorers, given, targets, k, seed, step, temperature, offset,
+        loss, label_smoothing, ignore_index, **_best_topk("triton", scorers.images.device, backend),
+    )  # fmt: skip
+    _check_weights(scorers)
+    _check_flags(out[4], targets, temperature)
+    return out
+
+
+def _check_weights(scorers: Any) -> None:
+    """As `_check_flags`: a weight that is not finite is an error on the CPU, a flag elsewhere."""
+    if scorers.packed.bad.is_cpu:
+        scorers.packed.check(scorers.names)
+
+
+def _best_topk(name: str, device: torch.device, backend: str) -> dict[str, Any]:
+    if name == "triton" and backend == "auto" and choose(backend, device, "topk")[0] == "cuda":
+        return {"find": _native.topk_cuda}
+    return {}
 
 
 def score(
@@ -157,12 +223,9 @@ def select(
     name, _ = choose(backend, device, _stage(online, reference, "losses"))
     if name == "cuda":
         return _native.select_cuda(online, reference, k, seed, step, temperature, offset)
-    best: dict[str, Any] = {}
-    if name == "triton" and backend == "auto" and choose(backend, device, "topk")[0] == "cuda":
-        best["find"] = _native.topk_cuda
     out = MODULES[name].select(
         online, reference, targets, k, seed, step, temperature, offset,
-        loss, label_smoothing, ignore_index, **best,
+        loss, label_smoothing, ignore_index, **_best_topk(name, device, backend),
     )  # fmt: skip
     _check_flags(out[4], targets, temperature)
     return out

@@ -38,7 +38,7 @@ BAD_WEIGHT = 64
 KIND = "packed scorer"
 BUFFERS = (
     *("patch", "weights", "rows", "vectors", "norm", "head", "head_bias", "scales"),
-    *("mean", "std", "kept"),
+    *("mean", "std", "units", "kept"),
 )
 SIDES = ("online", "reference")
 FP8 = torch.float8_e4m3fn
@@ -48,8 +48,9 @@ class Packed:
     """One scorer, or two of one shape (S), in the layout of the kernel; what is padded is zero.
 
     `patch` fp16 [S, DP, KP] takes pixels as u = (p - 128) / 64 with p in 0..255, so it holds
-    64 / (255 std) times the weights. `rows` fp32 [S, T, DP] is what is added to embedded patches:
-    position, bias, and what follows from mean and the 128; for the class token all there is.
+    64 / (255 std) times the weights, over `units` fp32 [S], by which sums are multiplied. `rows`
+    fp32 [S, T, DP] is what is added to embedded patches: position, bias, and what follows from mean
+    and the 128; for the class token all there is.
     `weights` fp16 [S, depth, NL] has, per layer, qkv [3 AP, DP] (heads HD apart), out [DP, AP], up
     [HP, DP] and down [DP, HP]; `vectors` fp32 [S, depth, NV] norm1 (weight, bias), the biases of
     qkv and out, norm2, the biases of up and down. `norm` fp32 [S, 2, DP], `head` fp16 [S, C, DP],
@@ -72,6 +73,11 @@ class Packed:
     >>> packed = Packed.of([parts, parts])
     >>> packed.weights.shape, packed.bad.item()
     (torch.Size([2, 2, 12288]), 0)
+    >>> parts.norm.bias.data[0] = float("nan")
+    >>> packed.refresh([parts, parts])  # as before every scoring
+    >>> packed.check()
+    Traceback (most recent call last):
+    ValueError: online norm.bias must be finite, and within 65504 in fp16, got nan
     """
 
     def __init__(
@@ -97,10 +103,10 @@ class Packed:
             self._single, views = _carve(
                 *(torch.float32, device, (n, shape.tokens, d), (n, depth, shape.vectors)),
                 *((n, 2, d), (n, shape.classes), (n, depth, 4)),
-                *((n, shape.channels), (n, shape.channels), ()),
+                *((n, shape.channels), (n, shape.channels), (n,), ()),
             )
             self.rows, self.vectors, self.norm, self.head_bias, self.scales = views[:5]
-            self.mean, self.std, self._total = views[5:]
+            self.mean, self.std, self.units, self._total = views[5:]
             self._unit = torch.full((), 64 / 255, device=device)
             self.scales.fill_(1)
             self.kept: Tensor | None = None
@@ -252,11 +258,13 @@ class Packed:
         """Weights for u = (p - 128) / 64 in place of (p / 255 - mean) / std, and what they leave.
 
         sum_k w_k (p_k / 255 - mean) / std = sum_k v_k u_k + sum_k v_k (128 - 255 mean) / 64
-        with v_k = 64 w_k / (255 std)
+        with v_k = 64 w_k / (255 std). Held are v_k over the first channel's 64 / (255 std), a unit
+        that sums are multiplied with: so where channels share one, weights are not rounded again.
         """
         raw = self._views["patch.weight"].view(self._patch.shape)
         scale = torch.div(self._unit, self.std)  # [S, C]
-        torch.mul(raw, scale[:, None, :, None], out=self._patch)
+        self.units.copy_(scale[:, 0])
+        torch.mul(raw, (scale / scale[:, :1])[:, None, :, None], out=self._patch)
         offset = torch.rsub(self.mean, 2, alpha=255 / 64) * scale
         left = (raw * offset[:, None, :, None]).sum((2, 3)) + self._views["patch.bias"]
         rows = self._views["position"]  # [S, T, D]
@@ -300,7 +308,7 @@ class Packed:
             for i, name in enumerate(LINEARS):
                 shape = (-1, *[1] * (view[name].ndim - 1))
                 view[name] = view[name] * self.scales[side, :, i].view(shape).to(dtype)
-        embed = self._patch[side].to(dtype)
+        embed = self._patch[side].to(dtype) * self.units[side].to(dtype)
         bias = (embed.sum(-1) * ((255 * view["mean"] - 128) / 64)).sum(-1)
         weight = (embed * (view["std"] * (255 / 64))[:, None]).reshape(s.width, s.K)
         kinds: tuple[Any, ...] = (Norm, Linear, Linear, Norm, Linear, Linear)
@@ -351,6 +359,10 @@ class Packed:
         Raises:
             ValueError: the file is damaged, foreign, of another kind or of another format version.
             FileNotFoundError: there is no such file.
+
+        >>> Packed.load("nowhere.safetensors")
+        Traceback (most recent call last):
+        FileNotFoundError: no model file at nowhere.safetensors
         """
 
         def empty(config: dict[str, Any]) -> Packed:

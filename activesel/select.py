@@ -31,8 +31,8 @@ class Selection:
         flags: [] int32 bits: 1 a score was not finite, 2 fewer than k rows could be chosen (NaN
             rows fill up), 4 a target was out of range (its row scores NaN), 8 a temperature tensor
             was unusable (taken as 0), 16 an embedding's length was not 1, 32 a scale or bias was
-            not finite. From 4 on they are errors on the CPU; elsewhere looking would stall the
-            device.
+            not finite, 64 a weight of a scorer was not (looked at where a kernel takes it whole).
+            From 4 on they are errors on the CPU; elsewhere looking would stall the device.
         batch_score: [] float32, joint selection only: learnability of the batch chosen.
 
     Example:
@@ -166,16 +166,18 @@ def select(
         >>> picked.indices.shape, picked.scores.shape
         (torch.Size([2]), torch.Size([8]))
     """
-    on, ref, rows = operands(online, reference, targets, loss, label_smoothing, ignore_index)
-    first = (on or ref)[0]
+    given = operands(online, reference, targets, loss, label_smoothing, ignore_index, backend)
+    on, ref, scorers, first, rows = given
     k = integer(k, "k")
     if not 0 <= k <= rows:
         raise ValueError(f"k must be in [0, {rows}], got {k}")
     noise = draw(seed, step, temperature, offset, first, rows)
-    run = torch.ops.activesel.select if ops.opaque(first) else ops.select
-    indices, scores, keys, threshold, flags = run(
-        on, ref, targets, k, *noise, loss, label_smoothing, ignore_index, backend
-    )
+    rest = targets, k, *noise, loss, label_smoothing, ignore_index, backend
+    if scorers is not None:
+        out = ops.select_images(scorers, on or ref, *rest)
+    else:
+        out = (torch.ops.activesel.select if ops.opaque(first) else ops.select)(on, ref, *rest)
+    indices, scores, keys, threshold, flags = out
     return Selection(indices, scores, keys, threshold, temperature, flags)
 
 
@@ -199,9 +201,13 @@ def score(
         >>> activesel.score(online=torch.tensor([2.0, 3.0]), reference=torch.tensor([0.5, 4.0]))
         tensor([ 1.5000, -1.0000])
     """
-    on, ref, _ = operands(online, reference, targets, loss, label_smoothing, ignore_index)
-    run = torch.ops.activesel.score if ops.opaque((on or ref)[0]) else ops.score
-    return run(on, ref, targets, loss, label_smoothing, ignore_index, backend)[0]
+    given = operands(online, reference, targets, loss, label_smoothing, ignore_index, backend)
+    on, ref, scorers, first, _ = given
+    rest = targets, loss, label_smoothing, ignore_index
+    if scorers is not None:
+        return ops.score_images(scorers, on or ref, *rest)[0]
+    run = torch.ops.activesel.score if ops.opaque(first) else ops.score
+    return run(on, ref, *rest, backend)[0]
 
 
 def sample(

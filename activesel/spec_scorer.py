@@ -64,7 +64,7 @@ def features(
     x = embed(parts, images.permute(0, 3, 1, 2) if channels_last else images, dtype, rounded)
     for block in parts.blocks:
         y = linear(block.qkv, operand(norm(block.norm1, x, parts.eps)))
-        x = x + linear(block.out, operand(attention(rounded(y), parts.heads, rounded)))
+        x = x + linear(block.out, operand(rounded(attention(rounded(y), parts.heads, rounded))))
         y = linear(block.up, operand(norm(block.norm2, x, parts.eps)))
         x = x + linear(block.down, operand(F.gelu(y)))
     return norm(parts.norm, x.mean(1) if parts.token is None else x[:, 0], parts.eps)

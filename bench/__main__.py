@@ -13,7 +13,19 @@ def main() -> None:
         gpu(sys.argv[2:])  # exits
     import tyro
 
-    from bench import agreement, classify, demo, demo_pairs, joint, pairs, readme, resources, speed
+    from bench import (
+        agreement,
+        classify,
+        demo,
+        demo_pairs,
+        joint,
+        pairs,
+        readme,
+        resources,
+        scorer_agreement,
+        scorer_text,
+        speed,
+    )
 
     tyro.extras.subcommand_cli_from_dict(
         {
@@ -24,6 +36,8 @@ def main() -> None:
             "speed": speed.command,
             "joint": joint.command,
             "agreement": agreement.command,
+            "scorer-agreement": scorer_agreement.command,
+            "scorer-cost": scorer_text.command,
             "resources": resources.command,
             "readme": readme.command,
         }

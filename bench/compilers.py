@@ -28,9 +28,17 @@ from pathlib import Path
 from typing import Any
 
 NVCC_FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-lineinfo", "--fmad=false")  # CMakeLists.txt's
-TENSOR_CORES = {80: r"\bHMMA\b", 90: r"\bHGMMA\b", 100: r"\bUTC\w*MMA\b"}  # in machine code
+TENSOR_CORES = {80: r"\bHMMA\b", 90: r"\b[HQ]GMMA\b", 100: r"\bUTC\w*MMA\b"}  # in machine code
 
-Case = tuple[str, Callable[[], object]]  # a launch, and a name for what it launches
+# Constants of the scorer's kernels that others imply, or that its launcher never changes.
+IMPLIED = {
+    *("sign", "dp", "hd", "ap", "hp", "k", "kp", "grid", "bd", "ba", "be", "bk", "bq", "bt", "xs"),
+    *("nw", "nv", "channels", "channel_stride", "row_stride", "column_stride"),
+    *("head_m", "head_n", "head_k", "keys"),
+}
+
+# A launch and a name for what it launches; how many programs a multiprocessor is to hold, if told.
+Case = tuple[str, Callable[[], object]] | tuple[str, Callable[[], object], int]
 
 
 @dataclass(frozen=True, order=True)
@@ -59,6 +67,10 @@ class Compiled:
     row: Row
     multiplies: bool = False  # it has a matrix product
     tensor_memory: int = 0  # columns
+    warps: int = 0
+    programs: int = 1  # that a multiprocessor is to hold
+    unguarded: tuple[str, ...] = ()  # lines of PTX, see `unguarded`
+    narrow: tuple[str, ...] = ()  # loads from global memory of less than 4 bytes
 
 
 @dataclass(frozen=True)
@@ -95,6 +107,43 @@ def read(log: str) -> dict[str, Usage]:
         shared = numbers(r"(\d+) bytes smem", text)
         usages[name] = Usage(registers[0], max(stack), sum(spills), sum(shared))
     return usages
+
+
+def unguarded(ptx: str) -> tuple[str, ...]:
+    """Tickets (acquire and release) that no barrier of the block parts from stores or loads.
+
+    Only one thread takes a ticket: what others stored must be behind a barrier when it does, and
+    what others load must be behind the next. A label counts as a store, since anything may come
+    from there, and so does a call.
+
+    >>> unguarded("bar.sync 0;\\nst.global.b32 [%r1], %r2;\\natom.global.gpu.acq_rel.add.u32 %r3;")
+    ('stores before atom.global.gpu.acq_rel.add.u32 %r3;',)
+    """
+    found, stored, taken = [], True, ""
+    for line in ptx.splitlines():
+        code = line.partition("//")[0].strip()
+        if re.search(r"\bbar(rier)?\.sync(\.aligned)?\s+0;", code):
+            stored, taken = False, ""
+        elif re.search(r"\batom\.\S*acq_rel", code):
+            if stored:
+                found.append(f"stores before {code}")
+            stored, taken = True, code
+        elif re.search(r"\b(st|red|atom)\.(?!shared|param|local)|\bcall\b|^\$L__BB\w+:", code):
+            stored = True
+        if taken and re.search(r"\bld\.(?!shared|param|local)|\bcall\b|^\$L__BB\w+:", code):
+            found.append(f"loads after {taken}")
+            taken = ""
+    return tuple(found)
+
+
+def narrow(ptx: str) -> tuple[str, ...]:
+    """Loads from global memory of less than 4 bytes at once.
+
+    >>> narrow("ld.global.v2.b16 {%r1, %r2}; ld.global.b16 %r1; cp.async.ca.shared.global [], 0x4;")
+    ('ld.global.b16',)
+    """
+    loads = re.finditer(r"\bld\.global(?:\.(?!v\d|[bufs]\d)[\w:]+)*(?:\.v(\d))?\.[bufs](\d+)", ptx)
+    return tuple(found[0] for found in loads if int(found[1] or 1) * int(found[2]) < 32)
 
 
 def _run(*command: str | Path) -> str:
@@ -142,6 +191,7 @@ class Variant:
     arch: int
     module: str
     data: str  # as `JITFunction.preload` takes it
+    programs: int = 1
 
 
 class Device:
@@ -168,7 +218,7 @@ def record(launches: Callable[[int], Iterable[Case]], arch: int) -> list[Variant
     from triton.runtime import driver
 
     driver.set_active(Device(arch))
-    label = ""
+    label, programs = "", list[int]()
     variants: dict[tuple[str, str, str], Variant] = {}
 
     def hook(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
@@ -179,13 +229,13 @@ def record(launches: Callable[[int], Iterable[Case]], arch: int) -> list[Variant
             if parameter.is_constexpr
         }
         name = " ".join(filter(None, (label, *_words(constants, json.loads(data)["options"]))))
-        variant = Variant(fn.name, name, arch, fn.module, data)
+        variant = Variant(fn.name, name, arch, fn.module, data, *programs)
         variants.setdefault((fn.module, fn.name, data), variant)
         return True  # which ends the launch
 
     knobs.runtime.jit_cache_hook = hook
     try:
-        for label, launch in launches(arch):  # noqa: B007 - the hook reads it
+        for label, launch, *programs in launches(arch):  # noqa: B007 - the hook reads both
             launch()
     finally:
         knobs.runtime.jit_cache_hook = None
@@ -195,6 +245,8 @@ def record(launches: Callable[[int], Iterable[Case]], arch: int) -> list[Variant
 def _words(constants: dict[str, Any], options: dict[str, Any]) -> Iterator[str]:
     """What holds, numbers, sizes of blocks, warps, stages and registers asked for."""
     for name, value in constants.items():
+        if name in IMPLIED:
+            continue
         if value is True:
             yield name
         elif value is not False and not name.startswith("block"):
@@ -236,7 +288,13 @@ def compile_triton(variant: Variant) -> list[Compiled]:
         f"triton {triton.__version__}",
     )
     tensor_memory = getattr(compiled.metadata, "tmem_size", None) or 0
-    return [Compiled(row, "tt.dot" in compiled.asm["ttir"], tensor_memory)]
+    ptx = compiled.asm["ptx"]
+    return [
+        Compiled(
+            row, "tt.dot" in compiled.asm["ttir"], tensor_memory, compiled.metadata.num_warps,
+            variant.programs, unguarded(ptx), narrow(ptx),
+        )
+    ]  # fmt: skip
 
 
 def _told(error: BaseException | None) -> Iterator[str]:

@@ -16,8 +16,9 @@ from torch import Tensor
 from activesel import _triton
 from activesel.kernels import config, pairs
 from activesel.kernels.topk import topk
+from bench import launches_scorer
 
-Case = tuple[str, Callable[[], object]]
+Case = tuple[str, Callable[[], object]] | launches_scorer.Launch
 ROWS, KEPT = 8192, 1024
 CPU = torch.device("cpu")
 NAMES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -31,6 +32,7 @@ def launches(arch: int) -> Iterator[Case]:
     yield from of_logits()
     yield from of_heads()
     yield from of_pairs()
+    yield from launches_scorer.of_scorers(arch)
 
 
 def of_keys() -> Iterator[Case]:

@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from activesel.loop import records
-from bench import aggregate, agreement, classify, joint, pairs, pairs_text, speed, summary
+from bench import (
+    aggregate,
+    agreement,
+    classify,
+    joint,
+    pairs,
+    pairs_text,
+    scorer_agreement,
+    scorer_text,
+    speed,
+    summary,
+)
 from bench.aggregate import interval
 
 ROOT = Path(__file__).parent.parent
@@ -252,6 +263,8 @@ RESULTS = {
     "speed": speed.RESULTS,
     "joint": joint.RESULTS,
     "agreement": agreement.RESULTS,
+    "scorer-agreement": scorer_agreement.RESULTS,
+    "scorer-cost": scorer_text.RESULTS,
 }
 WRITERS = {
     "classify": classification,
@@ -259,4 +272,6 @@ WRITERS = {
     "speed": speeds,
     "joint": summary.joint_table,
     "agreement": agreements,
+    "scorer-agreement": scorer_agreement.table,
+    "scorer-cost": scorer_text.predictions,
 }

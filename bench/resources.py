@@ -31,6 +31,9 @@ RESULTS = Path(__file__).parent / "results" / "resources.csv"
 ARCHS = (80, 90, 100)
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes a block can opt in to
 TENSOR_MEMORY_LIMIT = 512  # columns
+PROCESSOR_SHARED = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10}  # bytes, 1 KiB a block's own
+PROCESSOR_REGISTERS = 65_536
+WIDE = ("scorer_kernel", "embed_kernel", "layer_kernel", "attention_kernel")  # read 4 bytes or more
 
 
 def launches(arch: int) -> Iterable[Case]:
@@ -44,6 +47,10 @@ def violations(compiled: Compiled) -> list[str]:
     row, columns = compiled.row, compiled.tensor_memory
     shared, code = SHARED_LIMIT[row.arch], compilers.TENSOR_CORES[row.arch]
     scalar = compiled.multiplies and not row.tensor_core_instructions
+    programs, here = compiled.programs, PROCESSOR_SHARED[row.arch]
+    held = programs * (row.shared_bytes + 1024)
+    registers = programs * compiled.warps * 32 * -(-row.registers // 8) * 8  # given out by eights
+    narrow = compiled.narrow if row.kernel in WIDE else ()
     limits = (
         (row.spills > 0, f"spills must be 0 bytes, got {row.spills}"),
         (row.stack > 0, f"stack must be 0 bytes, got {row.stack}"),
@@ -56,6 +63,19 @@ def violations(compiled: Compiled) -> list[str]:
             f"tensor memory must be <= {TENSOR_MEMORY_LIMIT} columns, got {columns}",
         ),
         (scalar, f"its product must use tensor cores, got no instruction like {code}"),
+        (
+            programs > 1 and held > here,
+            f"{programs} programs must share {here} bytes of shared memory, got {held}",
+        ),
+        (
+            registers > PROCESSOR_REGISTERS,
+            f"{programs} programs must share {PROCESSOR_REGISTERS} registers, got {registers}",
+        ),
+        (
+            bool(compiled.unguarded),
+            f"a block barrier must stand on both sides of a ticket, got {compiled.unguarded}",
+        ),
+        (bool(narrow), f"loads must be of 4 bytes or more, got {len(narrow)} like {narrow[:1]}"),
     )
     return [f"{row.name}: {text}" for broken, text in limits if broken]
 

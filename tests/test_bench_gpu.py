@@ -36,8 +36,8 @@ def result(folder):
 
 STEPS = ["doctor", "tests", "memcheck", "timings"]
 FEW = (
-    "^ceilings$|4,096, (C 1,000, [Df]|k)|1 side|sigmoid|to rows|agreement.*1,000|Ti|alone.*64"
-    "|joint.* 8,192"
+    "^ceilings$|4,096, (C 1,000, [Df]|k)|1 side|sigmoid|(sses|heads) to rows|agreement.*1,000"
+    "|alone.*64|joint.* 8,192|rows: width (32|192.* 196)|scorers: width 64"
 )
 
 
@@ -64,7 +64,7 @@ def check_rows(content):
             assert entry["checked"] and entry["seconds"]["p20"] <= entry["seconds"]["p80"]
             assert entry["percent_of_roofline"] >= 0
         for found in row.get("agreement", {}).values():
-            assert 0 <= found["overlap"] <= 1 and found["error_rms"] < 0.1
+            assert 0 <= found["overlap"] <= 1 and found["error_rms"] < 0.5  # of e4m3 0.1
     return {row["case"].partition(":")[0] for row in content["rows"]}
 
 

@@ -9,6 +9,7 @@ import torch
 pytest.importorskip("triton", reason="the benchmark times Triton kernels")
 
 from activesel import Head, score, spec
+from bench import scorer_predictions
 from bench.gpu import baselines, report, targets, timing
 from bench.gpu.baselines import Inputs
 from bench.gpu.cases import work_of
@@ -44,7 +45,7 @@ class Scripted(timing.EventClock):
     def __init__(self, seconds, capturable=True):
         self.seconds, self.capturable, self.calls = seconds, capturable, []
 
-    def _between(self, function, calls):
+    def _between(self, function, calls, ahead=False):
         function()
         return self.seconds * (len(self.calls) if function == self.replay else 1)
 
@@ -178,14 +179,53 @@ def test_targets_are_met_missed_or_not_measured():
             found("ours", 0.1, 1.0), found("torch.compile, sums", 0.15, 1.5)]},
     ]  # fmt: skip
     outcomes = targets.compare(rows)
-    assert [t["met"] for t in outcomes] == [True, False, True, None, False, None, True, False, True]
-    assert [t["found"] for t in outcomes] == [4, 0.9, 7, None, 0.9899, None, 4, 100, 1.5]
+    met, numbers = ([t[name] for t in outcomes[:9]] for name in ("met", "found"))
+    assert met == [True, False, True, None, False, None, True, False, True]
+    assert numbers == [4, 0.9, 7, None, 0.9899, None, 4, 100, 1.5]
     rows[0]["variants"][0]["peak_extra_bytes"] = 9_000_000
     assert targets.compare(rows)[2]["met"] is False
 
 
+def test_targets_of_scorers():
+    """Each is held against a variant of the same row; costs are to be low, the rest high."""
+    case = targets.MU
+    mine = found("ours", 0.02, 1.0) | {"percent_of_roofline": 29.0}
+    rest = [found("torch.compile, 20 chunks", 0.11, 5.5), found("eager, 20 chunks", 0.15, 7.5),
+            found("features alone", 0.0196, 0.98), found("packing alone", 4e-4, 0.02),
+            found("ours, fp8", 0.01, 0.5)]  # fmt: skip
+    row = {"case": case, "first": "ours", "variants": [mine, *rest]}
+
+    def outcome(what, against="", bound=1.0, row=row):
+        return targets.Target(case, what, against, bound, bound).found(row)
+
+    assert [t["met"] for t in targets.compare([row]) if t["case"] == case] == [
+        False, True, False, False,
+    ]  # fmt: skip
+    assert outcome("% more", "features alone") == pytest.approx(100 * (1 / 0.98 - 1))
+    assert outcome("% of it", "packing alone") == pytest.approx(2.0)
+    assert outcome("% of roofline") == 29.0
+    assert outcome("fp8 speedup", "torch.compile") == pytest.approx(11.0)
+    without = {**row, "variants": [mine, *rest[:2], {"name": "features alone", "error": "wrong"}]}
+    assert outcome("% more", "features alone", row=without) is None
+    assert outcome("fp8 speedup", "torch.compile", row=without) is None
+    assert outcome("speedup", "eager", row={**row, "first": "eager, 20 chunks"}) is None
+
+
 def test_targets_name_cases_and_variants_that_exist():
     assert {t.case for t in targets.TARGETS} <= set(CASES)
+
+
+def test_targets_of_scorers_are_those_of_the_cost_model():
+    """Written twice, since the one is read where triton must not be imported yet."""
+    assert list(targets.SCORERS) == list(scorer_predictions.CASES)
+    for name, (s, images, _, bounds, aims) in scorer_predictions.CASES.items():
+        said = targets.SCORERS[name]
+        assert said == f"width {s.width}, depth {s.depth}, {s.tokens} tokens: B {images:,}"
+        mine = [t for t in targets.TARGETS if t.case.endswith(said) and t.what == "speedup"]
+        ways = {"eager": "eager", "torch": "torch.compile"}
+        assert {t.against: (t.bound, t.aim) for t in mine} == {
+            ways[way]: (bounds[way], aims[way]) for way in bounds
+        }
 
 
 # ----------------------------------------------------------------------------- work, truth, checks

@@ -14,11 +14,15 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Low to high; a module imports from lower layers only (or from its own folder).
 LAYERS = [
-    {"spec", "spec_joint", "files"},
+    {"files"},
+    {"vit_parts"},
+    {"spec", "spec_joint", "spec_scorer"},
+    {"packing"},
     {"kernels"},
     {"_native", "_triton"},
     {"ops"},
-    {"operands", "arguments", "batches", "select", "joint", "losses", "cache", "cache_files"},
+    {"operands", "scorers", "arguments", "batches", "select", "joint", "losses"},
+    {"cache", "cache_files"},
     {"selector", "testing"},
     {"models", "ledger"},
     {"loop", "doctor"},
@@ -70,10 +74,14 @@ def test_the_core_does_not_know_its_users():
         "spec_joint": {"spec"},
         "_native": {"spec", "spec_joint", "_C", "__version__"},
         "_triton": {"spec", "spec_joint", "kernels"},
+        "vit_parts": set(),
+        "packing": {"vit_parts", "spec_scorer", "files"},
+        "spec_scorer": {"vit_parts"},
         "ops": {"spec", "spec_joint", "_native", "_triton"},
         "operands": set(),
         "losses": {"operands"},
-        "arguments": {"ops", "operands", "spec_joint"},
+        "scorers": {"ops", "operands", "packing", "vit_parts"},
+        "arguments": {"ops", "operands", "scorers", "spec_joint"},
         "batches": set(),
         "select": {"ops", "operands", "arguments", "batches"},
         "joint": {"ops", "operands", "arguments", "select"},
@@ -90,7 +98,7 @@ def test_the_core_does_not_know_its_users():
 
 def test_specification_imports_only_torch():
     standard = {"torch", "collections", "functools", "typing", "sys", "__future__"}
-    for name in ("spec", "spec_joint"):
+    for name in ("spec", "spec_joint", "spec_scorer"):
         roots = {name.split(".")[0] for name in imports(PACKAGE / f"{name}.py")}
         assert roots <= standard | {"activesel"}
 
@@ -129,7 +137,7 @@ def test_budgets():
     rest = lines("tests", "*.py") | lines("bench", "*.py") | lines("examples", "*.py")
     long = {path: n for path, n in (python | native | rest).items() if n > 400}
     assert not long, "no file over 400 lines"
-    assert sum(n for path, n in python.items() if "/loop/" not in path) < 6500
+    assert sum(n for path, n in python.items() if "/loop/" not in path) < 8500
     assert sum(native.values()) < 3000
 
 

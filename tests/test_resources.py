@@ -194,6 +194,71 @@ def test_limits(change, more, says):
 
 
 @pytest.mark.parametrize(
+    "row, more, says",
+    [
+        ({}, {"programs": 2, "warps": 8}, None),
+        ({}, {"programs": 3, "warps": 4}, "3 programs must share 233472 bytes of shared memory"),
+        ({"arch": 80, "shared_bytes": 82_944}, {"programs": 2, "warps": 4}, None),
+        ({"arch": 80, "shared_bytes": 82_945}, {"programs": 2, "warps": 4}, "got 167938"),
+        ({"registers": 129}, {"programs": 2, "warps": 8}, "65536 registers, got 69632"),
+        ({}, {"unguarded": ("stores before atom",)}, "on both sides of a ticket, got ('stores"),
+        ({"kernel": "layer_kernel"}, {"narrow": ("ld.global.b16",) * 3}, "got 3 like ('ld.gl"),
+        ({"kernel": "rows_kernel"}, {"narrow": ("ld.global.b16",)}, None),
+    ],
+)
+def test_what_a_multiprocessor_holds_and_what_ptx_says(row, more, says):
+    broken = resources.violations(Compiled(replace(GOOD, **row), **more))
+    assert len(broken) == (says is not None) and (says or "") in "".join(broken)
+
+
+TICKET = """
+$L__BB0_7:                              // %._crit_edge
+\t@%p1 st.global.b32 [ %rd7 + 0 ], { %r1 };
+\tbar.sync \t0;
+\tmov.b32 %r2, 1;
+\t@%p1 st.shared.b32 [%r4], %r3;
+\t@%p1 atom.global.gpu.acq_rel.add.u32 %r3, [ %rd8 + 0 ], %r2;
+\t@%p1 st.shared.b32 [%r4], %r3;
+\tbar.sync \t0;
+\t@%p2 bra $L__BB0_9;
+\tst.global.b32 [%rd8], %r9;
+\tcall.uni small, (param0);
+$L__BB0_9:
+\tret;
+"""
+
+
+@pytest.mark.parametrize(
+    "old, new, wrong",
+    [
+        ("", "", None),
+        ("\tbar.sync \t0;\n\tmov", "\tmov", "stores before"),
+        ("\tbar.sync \t0;\n\tmov", "\tbar.warp.sync 0xffffffff;\n\tmov", "stores before"),
+        ("\tbar.sync \t0;\n\tmov", "\tbar.sync 1, 128;\n\tmov", "stores before"),
+        ("\tmov.b32 %r2", "\tst.global.v4.b32 [%rd9], %r1;\n\tmov.b32 %r2", "stores before"),
+        ("\tmov.b32 %r2", "\tst.b32 [%rd9], %r1;\n\tmov.b32 %r2", "stores before"),
+        ("\tmov.b32 %r2", "\tred.global.add.u32 [%rd9], 1;\n\tmov.b32 %r2", "stores before"),
+        ("\tmov.b32 %r2", "\tcall.uni keys, (param0);\n\tmov.b32 %r2", "stores before"),
+        ("\tmov.b32 %r2", "$L__BB0_8:\n\tmov.b32 %r2", "stores before"),
+        ("\tbar.sync \t0;\n\t@%p2", "\tld.global.b32 %r5, [%rd1];\n\t@%p2", "loads after"),
+        ("\tbar.sync \t0;\n\t@%p2", "\t@%p2", "loads after"),
+        ("acq_rel", "relaxed", None),
+    ],
+)
+def test_a_ticket_needs_barriers(old, new, wrong):
+    assert TICKET.count(old) == 1 or not old
+    found = compilers.unguarded(TICKET.replace(old, new) if old else TICKET)
+    assert len(found) == (wrong is not None) and all(text.startswith(wrong) for text in found)
+
+
+def test_narrow_loads_are_found():
+    loads = "ld.global.{} %r1, [%rd1];"
+    names = ("b8", "u16", "L1::evict_first.b16", "nc.v2.u8", "v4.b16", "b32", "nc.v4.b32", "b64")
+    found = compilers.narrow("\n".join(map(loads.format, names)))
+    assert [load.removeprefix("ld.global.") for load in found] == list(names[:4])
+
+
+@pytest.mark.parametrize(
     "rows, says",
     [
         ([GOOD], None),
@@ -271,6 +336,11 @@ def test_a_table_that_breaks_limits_is_not_written(tmp_path, monkeypatch, capsys
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match=r"arch must be among \(80, 90, 100\), got \[70\]"):
         resources.command(arch=(70, 80))
+
+
+def test_fp8_products_are_tensor_core_instructions():
+    code = "HGMMA.64x64x16.F32 R4, R1\nQGMMA.64x64x32.F32.E4M3.E4M3 R4, R1\nLDGSTS.E.BYPASS.128"
+    assert len(re.findall(compilers.TENSOR_CORES[90], code)) == 2
 
 
 @pytest.mark.parametrize("module", [compilers, resources])

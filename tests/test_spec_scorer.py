@@ -89,7 +89,7 @@ def test_pixels_are_exact_in_fp16_and_the_rest_is_rounded():
     found = spec_scorer.features(model.parts(), images, rounded=watch)
     exact = spec_scorer.features(model.parts(), images)
     assert torch.equal(seen[0], spec_scorer.half(seen[0]))
-    assert len(seen) == 1 + 6 * model.config.depth
+    assert len(seen) == 1 + 7 * model.config.depth
     assert 1e-6 < (found - exact).abs().max() < 1e-2
     fp8 = spec_scorer.features(
         model.parts(), images, rounded=spec_scorer.half, operand=spec_scorer.e4m3

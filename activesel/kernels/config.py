@@ -15,6 +15,8 @@ import torch
 import triton
 from torch import Tensor
 
+from activesel.packing import Packed
+
 INTERPRETED = triton.knobs.runtime.interpret  # which multiplies bf16 wrongly, so it is not asked to
 NARROW = 192  # features up to here stay in shared memory; wider ones are read again for every tile
 
@@ -80,6 +82,38 @@ PAIR_TILES = {
     ),
     (100, True): (Tile(128, 64, 32, 8, 3),),
 }
+
+
+class ScorerTile(NamedTuple):
+    """Tiles of the one-launch scorer, and programs of it that share a multiprocessor."""
+
+    rows: int  # tokens at a time
+    hidden: int  # columns of the hidden layer at a time
+    warps: int
+    stages: int
+    programs: int
+    registers: int | None = None
+    calls: bool = False  # phases are functions, which costs Hopper's products their pace
+
+
+# By capability, and by width and tokens at most; of each, the first is used. The widest class goes
+# by launches of one phase, where nothing is called; its second tile is for one launch.
+SCORER_TILES = {
+    80: (
+        (128, 1024, (ScorerTile(64, 32, 4, 2, 2, 255, True),)),
+        (192, 1024, (ScorerTile(32, 32, 4, 3, 2, None, True),)),
+    ),
+    90: (
+        (32, 1024, (ScorerTile(64, 64, 4, 2, 3, 168), ScorerTile(64, 64, 4, 2, 2))),
+        (64, 64, (ScorerTile(64, 64, 4, 2, 2), ScorerTile(128, 32, 8, 2, 1))),
+        (128, 1024, (ScorerTile(128, 32, 8, 2, 1),)),
+        (192, 1024, (ScorerTile(128, 64, 8, 2, 1, None, True), ScorerTile(64, 32, 4, 2, 2))),
+    ),
+    100: (
+        (64, 1024, (ScorerTile(64, 64, 4, 2, 2),)),
+        (192, 1024, (ScorerTile(64, 64, 8, 2, 1),)),
+    ),
+}
 _used: dict[tuple[int, str, bool], Tile] = {}
 
 
@@ -141,3 +175,25 @@ def split(device: torch.device, blocks: int, classes: int, block_n: int) -> tupl
     wanted = min(max(multiprocessors(device) // max(blocks, 1), 1), max(tiles // 4, 1))
     share = triton.cdiv(tiles, wanted) * block_n
     return share, triton.cdiv(classes, share)
+
+
+def scorer_candidates(packed: Packed) -> tuple[ScorerTile, ...]:
+    known = max(c for c in SCORER_TILES if c <= capability(packed.patch.device))
+    width, tokens = packed.shape.DP, packed.shape.tokens
+    fit = (tiles for w, t, tiles in SCORER_TILES[known] if width <= w and tokens <= t)
+    return next(fit, SCORER_TILES[known][-1][-1])
+
+
+def scorer_tile(packed: Packed) -> ScorerTile:
+    return scorer_candidates(packed)[0]
+
+
+def group(tokens: int, block: int, most: int) -> int:
+    """Images to take at a time: the fewest that leave no more of their last tile of rows empty."""
+
+    def rows(images: int) -> float:  # per image
+        return triton.cdiv(images * tokens, block) * block / images
+
+    choices = range(1, max(1, min(most, 1024 // tokens)) + 1)
+    best = min(map(rows, choices))
+    return next(n for n in choices if rows(n) <= 1.03 * best)

@@ -41,8 +41,12 @@ def _load(ptr, k, D: tl.constexpr, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
-def _product(x, w, z, UPCAST: tl.constexpr):
-    if UPCAST or x.dtype != w.dtype:
+def _product(x, w, z, UPCAST: tl.constexpr, SPLIT: tl.constexpr):
+    if SPLIT:  # x = high + low, each of w's dtype: twice its bits, for two products
+        high = x.to(w.dtype)
+        z = tl.dot(high, w.T, z)
+        x = (x - high.to(tl.float32)).to(w.dtype)
+    elif UPCAST or x.dtype != w.dtype:
         x = x.to(tl.float32)
         w = w.to(tl.float32)
     return tl.dot(x, w.T, z, input_precision="tf32x3")  # a 16-bit product takes no notice
@@ -51,16 +55,16 @@ def _product(x, w, z, UPCAST: tl.constexpr):
 @triton.jit
 def _logits(
     xs, x_ptr, w_ptr, b_ptr, width, D: tl.constexpr, RESIDENT: tl.constexpr, UPCAST: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     z = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if RESIDENT:
         for i in tl.static_range((D + BLOCK_K - 1) // BLOCK_K):
-            z = _product(xs[i], _load(w_ptr, i * BLOCK_K, D, BLOCK_K), z, UPCAST)
+            z = _product(xs[i], _load(w_ptr, i * BLOCK_K, D, BLOCK_K), z, UPCAST, SPLIT)
     else:
         for k in range(0, width, BLOCK_K):
             x = _load(x_ptr, k, D, BLOCK_K)
-            z = _product(x, _load(w_ptr, k, D, BLOCK_K), z, UPCAST)
+            z = _product(x, _load(w_ptr, k, D, BLOCK_K), z, UPCAST, SPLIT)
     if b_ptr is not None:
         z = z + tl.load(b_ptr).to(tl.float32)[None, :]
     return z
@@ -103,6 +107,7 @@ def _loss(
     SIGMOID: tl.constexpr,
     RESIDENT: tl.constexpr,
     UPCAST: tl.constexpr,
+    SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -120,7 +125,9 @@ def _loss(
         b = b_ptr
         if b_ptr is not None:
             b = b_ptr + n + lane
-        z = _logits(xs, x_ptr, place, b, width, D, RESIDENT, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K)
+        z = _logits(
+            xs, x_ptr, place, b, width, D, RESIDENT, UPCAST, SPLIT, BLOCK_M, BLOCK_N, BLOCK_K
+        )
         high, total = _fold(high, total, z, n + lane, last, label, False, SIGMOID)
     if full < last:  # the last tile reads its last class again and again, and masks the copies
         near = tl.minimum(full + lane, last - 1)
@@ -128,7 +135,9 @@ def _loss(
         b = b_ptr
         if b_ptr is not None:
             b = b_ptr + near
-        z = _logits(xs, x_ptr, place, b, width, D, RESIDENT, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K)
+        z = _logits(
+            xs, x_ptr, place, b, width, D, RESIDENT, UPCAST, SPLIT, BLOCK_M, BLOCK_N, BLOCK_K
+        )
         high, total = _fold(high, total, z, full + lane, last, label, True, SIGMOID)
 
     own = tl.zeros((BLOCK_M,), tl.float32)
@@ -211,7 +220,7 @@ def head_kernel(
         score = _loss(
             online_ptr + near[:, None] * online_stride, online_weight, online_weight_stride,
             online_bias, online_mean, smoothing, label, first, last,
-            online_width, D_ONLINE, PARTS, SIGMOID, RESIDENT, UPCAST,
+            online_width, D_ONLINE, PARTS, SIGMOID, RESIDENT, UPCAST, False,
             BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         if PARTS:
@@ -222,7 +231,7 @@ def head_kernel(
         reference = _loss(
             reference_ptr + near[:, None] * reference_stride, reference_weight,
             reference_weight_stride, reference_bias, reference_mean, smoothing, label, first, last,
-            reference_width, D_REFERENCE, PARTS, SIGMOID, RESIDENT, UPCAST,
+            reference_width, D_REFERENCE, PARTS, SIGMOID, RESIDENT, UPCAST, False,
             BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         if PARTS:

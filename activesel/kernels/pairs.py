@@ -96,7 +96,7 @@ def pair_kernel(
         z = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for k in range(0, width, BLOCK_K):
             x, w = head._load(x_rows, k, D, BLOCK_K), head._load(w_rows, k, D, BLOCK_K)
-            z = head._product(x, w, z, UPCAST)
+            z = head._product(x, w, z, UPCAST, False)
         y = z * scale
         if SIGMOID:
             y = tl.fma(z, scale, bias)

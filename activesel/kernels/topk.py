@@ -149,6 +149,60 @@ def write_kernel(
             tl.store(threshold_ptr, -float("inf"))
 
 
+@triton.jit(noinline=True)
+def small(
+    keys_ptr,
+    partial_ptr,  # [partials] int32
+    partials,
+    bad_ptr,  # [] int32: more flags
+    indices_ptr,
+    threshold_ptr,
+    flags_ptr,
+    rows,
+    k,
+    BLOCK: tl.constexpr,
+):
+    """All of it by one program: the threshold bit by bit, counting; then the rows, in order."""
+    rank = tl.minimum(k, rows - 1)
+    threshold = tl.zeros((1,), tl.uint32)
+    for bit in range(32):
+        higher = threshold | (tl.full((1,), 0x80000000, tl.uint32) >> bit)
+        count = tl.zeros((BLOCK,), tl.int32)
+        for start in range(0, rows, BLOCK):
+            row = start + tl.arange(0, BLOCK)
+            _, order = _load(keys_ptr, row, row < rows)
+            count += ((order >= higher) & (row < rows)).to(tl.int32)
+        threshold = tl.where(tl.sum(count, 0) > rank, higher, threshold)
+    above = tl.zeros((BLOCK,), tl.int32)
+    nan = tl.zeros((BLOCK,), tl.int32)
+    for start in range(0, rows, BLOCK):
+        row = start + tl.arange(0, BLOCK)
+        _, order = _load(keys_ptr, row, row < rows)
+        above += (order > threshold).to(tl.int32)
+        nan += ((order == 0) & (row < rows)).to(tl.int32)
+    needed = rank - tl.sum(above, 0)
+    written = 0
+    tied = 0
+    for start in range(0, rows, BLOCK):
+        row = start + tl.arange(0, BLOCK)
+        live = row < rows
+        key, order = _load(keys_ptr, row, live)
+        beside = live & (order == threshold)
+        place = tied + tl.cumsum(beside.to(tl.int32), 0) - 1
+        chosen = (live & (order > threshold)) | (beside & ((place < needed) | (k == rows)))
+        at = written + tl.cumsum(chosen.to(tl.int32), 0) - 1
+        tl.store(indices_ptr + at, row.to(tl.int64), mask=chosen)
+        left_out = tl.where((key == key) & (k < rows), key, -float("inf"))  # with a zero's sign
+        tl.store(threshold_ptr + row * 0, left_out, mask=beside & (place == needed))
+        written += tl.sum(chosen.to(tl.int32), 0)
+        tied += tl.sum(beside.to(tl.int32), 0)
+    flags = tl.load(bad_ptr)
+    for start in range(0, partials, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        flags = flags | tl.max(tl.load(partial_ptr + at, mask=at < partials, other=0), 0)
+    tl.store(flags_ptr, flags | tl.where(rows - tl.sum(nan, 0) < k, TOO_FEW_ROWS, 0))
+
+
 def topk(
     keys: Tensor,  # [B] float32
     k: int,

@@ -239,6 +239,9 @@ class ViT(nn.Module):
 
         Raises:
             TypeError: a layer is not what `__init__` made it.
+
+        >>> len(vit("nano").parts().blocks)
+        2
         """
         return parts(self)
 

@@ -10,6 +10,7 @@ from bench.gpu import joint, scorers
 from bench.gpu.agreement import agreement
 from bench.gpu.cases import head, logits, select, tiles, topk
 from bench.gpu.device import BF16, FP32, Bench, ceilings, product
+from bench.gpu.targets import SCORERS
 from bench.gpu.timing import Row
 
 BIG, SMALL = 163_840, 4096
@@ -55,10 +56,14 @@ def _cases() -> Iterator[tuple[str, Case]]:
         heads.append((name, partial(head, b, c, d, cached, loss)))
     topks = [(title("key to top-k", B=b, k=k), partial(topk, b, k)) for b, k in TOPK]
     yield "ceilings", ceilings
+    for size, what in SCORERS.items():
+        yield f"images to rows: {what}", partial(scorers.select, size, what.startswith("width 192"))
     yield heads[0]
     yield topks[0]
     for b, k, d in JOINT:
         yield title("joint selection", B=b, k=k, D=d), partial(joint.joint, b, k, d)
+    for size, what in SCORERS.items():
+        yield f"agreement of scorers: {what}", partial(scorers.agreement, size)
     yield title("agreement", B=BIG, C=29_593, D=192), partial(agreement, BIG, 29_593, 192)
     for d in (64, 192):
         name = title("product alone", B=65_536, C=29_696, D=d)
@@ -78,10 +83,8 @@ def _cases() -> Iterator[tuple[str, Case]]:
         for loss in ("sigmoid", "softmax"):
             name = title("tiles of pairs", B=b, chunk=chunk, D=d, loss=loss)
             yield name, partial(joint.tiles, b, chunk, d, loss)
-    for size in ("Ti", "S"):
-        yield title("forward", model=f"ViT {size}", B=SMALL), partial(scorers.features, size, SMALL)
-    name = title("images to rows", model="ViT Ti", B=SMALL, k=819)
-    yield name, partial(scorers.select, "Ti", SMALL, 819, 1000)
+    for size, what in SCORERS.items():
+        yield f"tiles of scorers: {what}", partial(scorers.tiles, size)
     yield "ceilings again", ceilings
 
 

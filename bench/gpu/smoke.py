@@ -6,6 +6,7 @@ Meant for compute-sanitizer: inputs come from the CPU, so that hardly any kernel
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 import activesel
-from activesel import Head, Pairs, _native, spec
+from activesel import Forward, Head, Pairs, _native, spec
+from activesel.models import ViT, ViTConfig
 
 Given = dict[str, Any]
 
@@ -65,25 +67,40 @@ def pairs() -> Iterator[Given]:
     yield {"reference": reference}
 
 
+def scorers() -> Iterator[Given]:
+    """Arguments of `select` that leave it the pixels: both routes, ragged groups, both layouts."""
+    for width, depth, side, rows, pool in ((48, 2, 20, 7, "mean"), (192, 1, 36, 3, "class")):
+        config = ViTConfig(width, depth, 3, side, 4, classes=71, pool=pool)
+        online, reference = (ViT(config).eval().requires_grad_(False) for _ in range(2))
+        images = torch.randint(256, (rows, 3, side, side), dtype=torch.uint8)
+        given = {"online": Forward(online, images), "targets": torch.randint(71, (rows,))}
+        yield {**given, "reference": Forward(reference, images)}
+    last = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    yield {**given, "online": Forward(online, last / 255), "reference": torch.randn(rows)}
+
+
 def moved(given: Any, to: Callable[[Tensor], Tensor]) -> Any:
-    """Arguments with every tensor passed through `to`."""
+    """Arguments with every tensor passed through `to`; models go where their tensors would."""
     if isinstance(given, Tensor):
         return to(given)
-    if isinstance(given, (Head, Pairs)):
+    if isinstance(given, ViT):
+        return copy.deepcopy(given).to(to(given.mean).device)
+    if isinstance(given, (Head, Pairs, Forward)):
         return type(given)(*(moved(t, to) for t in given))
     if isinstance(given, dict):
         return {name: moved(value, to) for name, value in given.items()}
     return given
 
 
-def check(given: Given, device: str, backend: str) -> None:
-    """Scores within fp32 rounding; keys, rows and threshold bit for bit."""
+def check(given: Given, device: str, backend: str, atol: float = 1e-3) -> None:
+    """Scores within fp32 rounding, or `atol`; keys, rows and threshold bit for bit."""
     expected = activesel.score(**given, backend="torch")
     keep = -(-len(expected) // 3)
-    there = moved(given, lambda t: t.to(device))
+    known: dict[int, Any] = {}  # what both sides share, they share there
+    there = moved(given, lambda t: known.setdefault(id(t), t.to(device)))
     picked = activesel.select(**there, k=keep, seed=7, step=3, backend=backend)
     scores = picked.scores.cpu()
-    torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(scores, expected, rtol=1e-5, atol=atol)
     noise = spec.noise(len(scores), torch.tensor([7]), torch.tensor([3]))
     keys, _ = spec.key(scores, noise, torch.ones(1))
     indices, threshold, _ = spec.topk(keys, keep)
@@ -113,6 +130,9 @@ def main() -> None:
     native = on_gpu and not _native.cuda_reason()
     for given in [*cases(), *losses()]:
         check(given, device, "triton")
+        count += 1
+    for given in scorers():
+        check(given, device, "triton", atol=1e-2)  # products of fp16
         count += 1
     for given in pairs():
         check_joint(given, device, "triton")

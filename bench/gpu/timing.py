@@ -19,6 +19,7 @@ import torch
 GRAPH_BELOW = 2e-3  # seconds: a longer call hides its own launches
 SAMPLE = 1e-3  # seconds at least between two looks at the clock
 MOST_COPIES = 256
+AHEAD = 20_000_000  # clocks, about 10 ms, that the device is kept waiting for Python to run ahead
 FEWEST_CALLS = 20  # in a graph, so that the gap between two replays does not count
 ROUNDS = (5, 100)  # fewest, most
 
@@ -106,14 +107,17 @@ class EventClock:
         else:
             why = ", launches included" if variant.from_python else ""
         calls = max(1, int(SAMPLE / estimate))
+        ahead = not variant.from_python
         return Sampler(
-            lambda: self._between(lambda: variant.call(next(turn)), calls),
+            lambda: self._between(lambda: variant.call(next(turn)), calls, ahead),
             f"stream of {calls}{why}",
         )
 
     @staticmethod
-    def _between(function: Callable[[], Any], calls: int) -> float:
+    def _between(function: Callable[[], Any], calls: int, ahead: bool = False) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        if ahead:
+            torch.cuda._sleep(AHEAD)
         start.record()
         for _ in range(calls):
             function()
