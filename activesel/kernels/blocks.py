@@ -99,8 +99,7 @@ def features(
         tiles = triton.cdiv(tokens, tile.rows)
         launch(
             embed_kernel, tiles, part, part.stride(0), x, packed.patch, packed.rows, packed.units,
-            packed.kept,
-            len(part),
+            packed.kept, len(part),
         )  # fmt: skip
         for side in range(sides):
             mine, scales = x[:, side * s.DP :], packed.scales[side] if packed.fp8 else None
