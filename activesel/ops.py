@@ -144,11 +144,9 @@ def score_images(
     scorers: Any,  # scorers.Scorers
     given: Sequence[Tensor],  # the other side's losses, or none
     targets: Tensor | None,
-    loss: str,
-    label_smoothing: float,
-    ignore_index: int,
+    *how: Any,  # as in `score`, without the backend
 ) -> tuple[Tensor, Tensor]:
-    out = _triton.score_images(scorers, given, targets, loss, label_smoothing, ignore_index)
+    out = _triton.score_images(scorers, given, targets, *how)
     _check_weights(scorers)
     _check_flags(out[1], targets, None)
     return out
@@ -162,16 +160,11 @@ def select_images(
     seed: Tensor,
     step: Tensor,
     temperature: Tensor,
-    offset: int,
-    loss: str,
-    label_smoothing: float,
-    ignore_index: int,
-    backend: str,
+    *how: Any,  # as in `select`, the backend last
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    out = _triton.select_images(
-        scorers, given, targets, k, seed, step, temperature, offset,
-        loss, label_smoothing, ignore_index, **_best_topk("triton", scorers.images.device, backend),
-    )  # fmt: skip
+    *how, backend = how  # type: ignore[assignment]
+    best = _best_topk("triton", scorers.images.device, backend)
+    out = _triton.select_images(scorers, given, targets, k, seed, step, temperature, *how, **best)
     _check_weights(scorers)
     _check_flags(out[4], targets, temperature)
     return out

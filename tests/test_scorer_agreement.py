@@ -35,8 +35,9 @@ def test_errors_are_ordered_as_the_roundings_are(made):
     assert set(error) == {*WAYS, *EAGER}
     assert 0 < error["float32"] < 1e-6 < error["fp16"] < error["bf16"] < error[EAGER[0]]
     assert error["fp16, two halves where it matters"] < error["fp16"] < error["fp8 linear layers"]
-    parts = [e for name, e in error.items() if "only" in name]
-    assert min(parts) > 1e-6 and max(parts) < 3 * error["fp16"]
+    parts = {name: e for name, e in error.items() if "only" in name}
+    assert parts.pop("fp16, only weights of patches") < 1e-6  # exact where channels share a std
+    assert min(parts.values()) > 1e-6 and max(parts.values()) < 3 * error["fp16"]
     assert row["agreement"]["float32"]["overlap"] >= AIM
 
 
