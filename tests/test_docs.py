@@ -85,7 +85,8 @@ def test_readme_code_runs():
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
-def test_code_of_the_pages_runs(page):
+def test_code_of_the_pages_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some of it writes files
     scope = {}
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         exec(compile(block, page.name, "exec"), scope)
@@ -99,10 +100,10 @@ def test_readme_names_everything_public():
 
 
 def test_flags_documented_are_the_flags_there_are():
-    from activesel import spec, spec_joint
+    from activesel import packing, spec, spec_joint
 
     bits = [spec.NONFINITE_SCORE, spec.TOO_FEW_ROWS, spec.BAD_TARGET, spec.BAD_TEMPERATURE]
-    bits += [spec_joint.BAD_NORM, spec_joint.BAD_SCALE]
+    bits += [spec_joint.BAD_NORM, spec_joint.BAD_SCALE, packing.BAD_WEIGHT]
     text = " ".join(activesel.Selection.__doc__.split())
     assert [f"{b} " in text.partition("flags:")[2] for b in bits] == [True] * len(bits)
 
