@@ -153,7 +153,7 @@ def channels_last(images: Tensor) -> bool:  # [B, C, H, W]
     """Whether the kernels read these images' channels side by side."""
     from activesel.kernels import scorer
 
-    return scorer.pixels(images).last
+    return scorer.channels_last(images)
 
 
 def scorer_route(shape: Any, images: Tensor, fp8: bool) -> tuple[bool, str]:

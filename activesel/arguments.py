@@ -85,18 +85,10 @@ def _beside(
     sides: list[list[Tensor]] = []
     for side, name in ((online, "online"), (reference, "reference")):
         given = [] if name in scorers.names else tensors(side, name)
-        if given:
-            if given[0].shape[0] != len(images):
-                raise ValueError(f"{name} must have {len(images)} rows, got {given[0].shape[0]}")
-            for t in given:
-                _check_device(t, name, images.device)
-            if given[0].ndim > 1:
-                _check_targets(
-                    targets, [([logits], scorers.names[0]), (given, name)], images.device
-                )
-                given = [
-                    ops.score(given, [], targets, loss, label_smoothing, ignore_index, "auto")[0]
-                ]
+        _check_beside(given, name, images)
+        if given and given[0].ndim > 1:
+            _check_targets(targets, [([logits], scorers.names[0]), (given, name)], images.device)
+            given = [ops.score(given, [], targets, loss, label_smoothing, ignore_index, "auto")[0]]
         sides.append(given)
     return Operands(sides[0], sides[1], scorers, images, len(images))
 
@@ -129,11 +121,15 @@ def _first(on: list[Tensor], ref: list[Tensor]) -> Tensor:
         raise ValueError("online or reference must be given, got None for both")
     first = (on or ref)[0]
     for side, name in ((on, "online"), (ref, "reference")):
-        if side and side[0].shape[0] != first.shape[0]:
-            raise ValueError(f"{name} must have {first.shape[0]} rows, got {side[0].shape[0]}")
-        for t in side:
-            _check_device(t, name, first.device)
+        _check_beside(side, name, first)
     return first
+
+
+def _check_beside(side: list[Tensor], name: str, first: Tensor) -> None:
+    if side and side[0].shape[0] != first.shape[0]:
+        raise ValueError(f"{name} must have {first.shape[0]} rows, got {side[0].shape[0]}")
+    for t in side:
+        _check_device(t, name, first.device)
 
 
 def _check_targets(

@@ -58,7 +58,8 @@ def find(
             return None
         shapes = {name: Shape.of(p) for name, p in parts.items()}
         _check_pair(forwards, shapes)
-        faster, why = ops.scorer_route(shapes.popitem()[1], images, _fp8(forwards))
+        shape = next(iter(shapes.values()))
+        faster, why = ops.scorer_route(shape, images, _fp8(forwards))
         if why or not (faster or asked):
             if why:
                 ops.say_once(f"activesel: {why}; the scorer's own forward is used instead")
@@ -69,7 +70,7 @@ def find(
             raise type(error)(f'{error}; backend="auto" runs the scorer\'s own forward') from error
         ops.say_once(f"activesel: {error}; the scorer's own forward is used instead")
         return None
-    return Scorers(_packed(forwards, parts, images), images, tuple(forwards))
+    return Scorers(_packed(forwards, parts, shape, images), images, tuple(forwards))
 
 
 def _takes_part(forward: Forward) -> bool:
@@ -123,7 +124,12 @@ def _images(name: str, images: Tensor, parts: Parts) -> Tensor:  # [B, C, H, W]
 _kept: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict[Any, Packed]]] = WeakKeyDictionary()
 
 
-def _packed(forwards: dict[str, Forward], parts: dict[str, Parts], images: Tensor) -> Packed:
+def _packed(
+    forwards: dict[str, Forward],
+    parts: dict[str, Parts],
+    shape: Shape,
+    images: Tensor,
+) -> Packed:
     """Weights as they are now, in the buffers of the last call for the same scorers."""
     models = [f.scorer for f in forwards.values()]
     sides: Sequence[Parts] = list(parts.values())
@@ -139,7 +145,7 @@ def _packed(forwards: dict[str, Forward], parts: dict[str, Parts], images: Tenso
                 "scorers that drop patches must have been called once before capture"
             )
         return Packed.of(sides, channels_last=last, fp8=fp8, like=before)  # the graph's own
-    if key not in known or known[key].shape != Shape.of(sides[0]):
+    if key not in known or known[key].shape != shape:
         known[key] = Packed.of(sides, channels_last=last, fp8=fp8)
     else:
         known[key].refresh(sides)

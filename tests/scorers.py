@@ -3,6 +3,7 @@
 
 import copy
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -112,7 +113,8 @@ def tiny(seeds=(1, 2)):
     return [vit(*TINY, seed=seed) for seed in seeds]
 
 
-def watched(monkeypatch):
+@pytest.fixture
+def taken(monkeypatch):
     """Calls of the kernel: how many sides each had."""
     from activesel.kernels import scorer
 
@@ -124,3 +126,7 @@ def watched(monkeypatch):
 
     monkeypatch.setattr(scorer, "scorer", counted)
     return seen
+
+
+def triton(**options):
+    return {"targets": Y, "backend": "triton"} | options

@@ -16,20 +16,11 @@ if why := _triton.reason(torch.device("cpu")):
     pytest.skip(why, allow_module_level=True)
 
 from on_gpu import exact
-from scorers import CLASSES, IMAGES, TINY, Y, bytes_of, losses, near, tiny, vit, watched
+from scorers import CLASSES, IMAGES, TINY, Y, bytes_of, losses, near, tiny, triton, vit
+from scorers import taken as taken  # a fixture
 from test_kernels_scorer import e4m3 as e4m3  # a fixture
 
 from activesel.kernels import routes
-
-
-@pytest.fixture
-def taken(monkeypatch):
-    return watched(monkeypatch)
-
-
-def triton(**options):
-    return {"targets": Y, "backend": "triton"} | options
-
 
 # ---------------------------------------------------------------------------------- what it returns
 

@@ -14,20 +14,11 @@ from activesel import Forward, _triton, doctor, ops, score, select
 if why := _triton.reason(torch.device("cpu")):
     pytest.skip(why, allow_module_level=True)
 
-from scorers import CLASSES, IMAGES, TINY, Y, bytes_of, near, tiny, vit, watched
+from scorers import CLASSES, IMAGES, TINY, Y, bytes_of, near, tiny, triton, vit
+from scorers import taken as taken  # a fixture
 from test_spec_scorer import Own, replaced
 
 from activesel.kernels import routes
-
-
-@pytest.fixture
-def taken(monkeypatch):
-    return watched(monkeypatch)
-
-
-def triton(**options):
-    return {"targets": Y, "backend": "triton"} | options
-
 
 REFUSED = {
     "blocks.0.norm1 must be LayerNorm, got RMSNorm": replaced("blocks.0.norm1", nn.RMSNorm(16)),

@@ -232,12 +232,17 @@ class Pixels(NamedTuple):
         }  # fmt: skip
 
 
+def channels_last(images: Tensor) -> bool:  # [B, C, H, W] of any strides
+    """Whether channels lie side by side, a pixel's beside the next one's."""
+    _, channel, _, column = images.stride()
+    return channel == 1 and column == images.shape[1] > 1
+
+
 def pixels(images: Tensor) -> Pixels:  # [B, C, H, W] of any strides
     """Copied only where neither columns nor channels lie side by side."""
-    _, channel, _, column = images.stride()
-    if channel == 1 and column == images.shape[1] > 1:
+    if channels_last(images):
         return Pixels(images, True)
-    return Pixels(images if column == 1 else images.contiguous(), False)
+    return Pixels(images if images.stride(3) == 1 else images.contiguous(), False)
 
 
 def constants(packed: Packed, tile: config.ScorerTile) -> dict[str, int | bool]:
