@@ -238,7 +238,7 @@ def test_wrong_batches_are_refused(change, error, message):
 
 
 def test_wrong_shapes_are_refused():
-    with pytest.raises(ValueError, match=r"size must be one of nano, .* got 'XXL'"):
+    with pytest.raises(ValueError, match=r"size must be one of femto, .* got 'XXL'"):
         small("XXL")
     with pytest.raises(ValueError, match="image_size must be a multiple of patch=12, got 32"):
         small().at(12)

@@ -82,7 +82,7 @@ def test_wrong_shapes_are_refused(settings, message):
 
 
 def test_unknown_size_and_wrong_heads_are_refused():
-    with pytest.raises(ValueError, match=r"size must be one of nano, .* got 'XXL'"):
+    with pytest.raises(ValueError, match=r"size must be one of femto, .* got 'XXL'"):
         vit("XXL")
     with pytest.raises(ValueError, match="width must be a multiple of heads=3, got width=32"):
         ViTConfig(width=32, depth=1, heads=3)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -43,6 +44,7 @@ def reference(
     config: ReferenceConfig,
     out: Path,
     split: data.Split | None = None,
+    device: str = "cpu",
 ) -> tuple[ViT, dict[str, Any]]:
     """Train a reference scorer, or load it if `out` holds it already.
 
@@ -52,16 +54,16 @@ def reference(
     folder = out / config.name
     weights, record = folder / "model.safetensors", folder / "reference.json"
     if record.is_file():
-        return load(weights), records.read_json(record)
+        return load(weights).to(device), records.read_json(record)
     split = split or data.fashion_mnist(config.noise, config.seed)
     rows = split.train if config.part == "train" else split.holdout
     model = _build(config.scorer, config.patch, records.seed(config.seed, "reference", config.part))
+    model.to(device)
     smoothing = config.label_smoothing
 
     def loss(index: Tensor) -> Tensor:
-        return F.cross_entropy(
-            model(rows.images[index]), rows.labels[index], label_smoothing=smoothing
-        )
+        images, labels = rows.images[index].to(device), rows.labels[index].to(device)
+        return F.cross_entropy(model(images), labels, label_smoothing=smoothing)
 
     spent = training.fit(model, config, len(rows), loss)
     forward = forward_flops(model, tuple(rows.images.shape[1:]))
@@ -78,7 +80,11 @@ def reference(
 
 
 class Trainer(training.Trainer):
-    """One run: learner, scorers and selector; `counts` are the rows kept, and the wrong ones."""
+    """One run: learner, scorers and selector; `counts` say how often each row was.
+
+    Attributes:
+        average: running average of the online scorer, if that is what scores.
+    """
 
     def __init__(
         self,
@@ -86,6 +92,7 @@ class Trainer(training.Trainer):
         split: data.Split,
         reference: ViT | None,
         reference_flops: float = 0.0,
+        device: str = "cpu",
     ) -> None:
         recipe, seed = config.recipe, config.seed
         self.rows, self.test = split.train, split.test
@@ -101,11 +108,12 @@ class Trainer(training.Trainer):
             )
         rates = {
             "learner": config.lr,
-            "online": config.scorer_lr,
-            "reference": 2 * config.scorer_lr,
+            "online": config.online_lr,
+            "reference": 2 * config.online_lr,
         }
-        super().__init__(config, models, rates)
+        super().__init__(config, models, rates, device)
         self.learner = models["learner"]
+        self.average = copy.deepcopy(models["online"]) if config.online_average else None
         self.selector = Selector(
             online,
             reference,
@@ -119,13 +127,16 @@ class Trainer(training.Trainer):
             seed=records.seed(seed, "selection"),
         )
         self._order = records.seed(seed, "order")
-        self.counts = {name: torch.zeros((), dtype=torch.int64) for name in ("kept", "wrong")}
+        self.counts = {
+            name: torch.zeros(len(self.rows), dtype=torch.int32) for name in ("kept", "drawn")
+        }
         self.per_update = self._price(online, reference)
         self.once = Ledger(reference_training=reference_flops)
 
     def _price(self, online: ViT | None, reference: ViT | None) -> Ledger:
         """FLOPs of one update, line by line."""
         keep, drawn = self.config.keep, self.config.super_batch
+        learnt = drawn if self.config.online_rows == "drawn" else keep  # by the online scorer
         shape = tuple(self.rows.images.shape[1:])
         costs = {
             name: forward_flops(model, shape) if model is not None else 0.0
@@ -135,7 +146,7 @@ class Trainer(training.Trainer):
             learner=keep * TRAIN * forward_flops(self.learner, shape),
             scoring_online=drawn * costs["online"],
             scoring_reference=drawn * costs["reference"],
-            online_training=keep * TRAIN * costs["online"] if "online" in self.models else 0.0,
+            online_training=learnt * TRAIN * costs["online"] if "online" in self.models else 0.0,
             reference_training=(
                 drawn * TRAIN * costs["reference"] if "reference" in self.models else 0.0
             ),
@@ -146,20 +157,36 @@ class Trainer(training.Trainer):
 
     def choose(self) -> tuple[Any, Any]:
         index = data.draw(self.step, self.config.super_batch, len(self.rows), self._order)
-        batch = (self.rows.images[index], self.rows.labels[index], index)
-        return batch, self.selector(batch)
+        batch = self.place(self.rows.images[index], self.rows.labels[index], index)
+        self._drawn = batch
+        if self.average is None:
+            return batch, self.selector(batch)
+        self.selector.online = self.average  # scores; what `update` trains are the weights
+        try:
+            return batch, self.selector(batch)
+        finally:
+            self.selector.online = self.models["online"]
 
     def count(self, batch: Any, kept: Any) -> None:
-        self.counts["kept"] += len(kept[2])
-        self.counts["wrong"] += self.rows.mislabelled[kept[2]].sum()
+        for name, index in (("drawn", batch[2]), ("kept", kept[2])):
+            self.counts[name][index.cpu()] += 1  # no row is in a batch twice
 
     def learn(self, kept: Any) -> None:
+        config = self.config
         images, labels, _ = kept
-        smoothing = self.config.label_smoothing
-        loss = F.cross_entropy(self.learner(images), labels, label_smoothing=smoothing)
+        logits = self.learner(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
         training.descend(self.optimizers["learner"], loss)
-        if "online" in self.models:
-            self.selector.update(kept)
+        if "online" not in self.models:
+            return
+        if config.distil:  # the learner's opinion of these rows costs nothing more
+            taught = F.one_hot(labels, data.CLASSES).float()
+            kept = (images, taught.lerp(logits.detach().float().softmax(1), config.distil))
+        self.selector.update(self._drawn if config.online_rows == "drawn" else kept)
+        if self.average is not None:
+            with torch.no_grad():
+                mean, now = self.average.parameters(), self.models["online"].parameters()
+                torch._foreach_lerp_(list(mean), list(now), 1 - config.online_average)
 
     def measure(self, last: bool) -> dict[str, float]:
         rows = len(self.test) if last else self.config.quick
@@ -172,10 +199,20 @@ class Trainer(training.Trainer):
 
     def kept(self) -> dict[str, int]:
         """Rows kept so far, and how many of their labels are wrong."""
+        kept = self.counts["kept"]
         return {
-            "kept": int(self.counts["kept"]),
-            "kept_mislabelled": int(self.counts["wrong"]),
+            "kept": int(kept.sum()),
+            "kept_mislabelled": int(kept[self.rows.mislabelled].sum()),
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        return state | ({"average": self.average.state_dict()} if self.average else {})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
 
 
 def run(
@@ -184,15 +221,18 @@ def run(
     split: data.Split | None = None,
     checkpoint_every: int = 500,
     on_update: Callable[[Trainer], object] | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Train from the last checkpoint, or from the start, to the end; a finished run is just read.
 
     Args:
         config: the run.
-        out: folder of all runs; this one writes `<out>/<config.name>/run.json` and `run.csv`.
+        out: folder of all runs; this one writes `run.json`, `run.csv` and `kept.safetensors` (how
+            often each training row was drawn and kept) into `<out>/<config.name>/`.
         split: the data; Fashion-MNIST with the config's noise if not given.
         checkpoint_every: updates between checkpoints.
         on_update: called after every update; what it raises interrupts the run.
+        device: where to train.
 
     Returns:
         The content of `run.json`.
@@ -205,10 +245,14 @@ def run(
         return records.read_json(folder / "run.json")
     split = split or data.fashion_mnist(config.noise, config.seed)
     scorer, entry = (
-        reference(config.reference, out, split) if config.reference else (None, {"flops": 0.0})
+        reference(config.reference, out, split, device)
+        if config.reference
+        else (None, {"flops": 0.0})
     )
-    trainer = Trainer(config, split, scorer, entry["flops"])
+    trainer = Trainer(config, split, scorer, entry["flops"], device)
     curve = training.train(trainer, folder, checkpoint_every, on_update)
+    rows = {"ids": torch.arange(len(split.train)), **trainer.counts}
+    records.write_tensors(folder / "kept.safetensors", rows)
     measured = trainer.measured
     result = {
         "accuracy": measured.overall,

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar, Literal
 
 from activesel.loop import records
@@ -34,6 +34,8 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+CHOICES = {"online": ("recipe", "learner"), "online_rows": ("kept", "drawn")}
+
 PASSES = {"train": 1.0, "holdout": 0.3}
 """Share of `reference_updates`: with a fifth of the rows, a full number memorises wrong labels
 (test accuracy 80.0 % against 82.3 %, one seed)."""
@@ -54,8 +56,14 @@ class Config:
         learner, scorer: names of ViT sizes.
         lr, scorer_lr, online_lr: peak learning rates of learner, pre-trained reference and online
             scorer, reached after `warmup` updates; a reference trained beside has 2 * `online_lr`.
+        online: "recipe" leaves the online scorer to the method; "learner" scores with the learner
+            itself, as it is trained.
         online_smoothing: label smoothing of the online scorer's training, which keeps it less
             confident than the reference.
+        online_rows: the online scorer learns from the rows "kept", or from all rows "drawn".
+        online_average: decay per update of a running average of the online scorer's weights, which
+            then scores in its place; 0 scores with the weights themselves.
+        distil: share of the learner's probabilities in the online scorer's targets, in [0, 1].
         reference_updates: optimizer steps of a reference pre-trained on the training rows, `keep`
             rows each; one trained on the held-out rows gets `PASSES` of them.
         evaluations: points of the accuracy curve; all but the last use `quick` test rows.
@@ -75,8 +83,12 @@ class Config:
     patch: int = 7
     lr: float = 1e-3
     scorer_lr: float = 4e-3
-    online_lr: float = 2e-3
+    online_lr: float = 4e-3
+    online: Literal["recipe", "learner"] = "recipe"
     online_smoothing: float = 0.2
+    online_rows: Literal["kept", "drawn"] = "kept"
+    online_average: float = 0.0
+    distil: float = 0.0
     weight_decay: float = 0.01
     label_smoothing: float = 0.0
     warmup: int = 100
@@ -90,15 +102,37 @@ class Config:
         for name in ("rho", "updates", "keep", "reference_updates", "evaluations", "quick"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, values in CHOICES.items():
+            if getattr(self, name) not in values:
+                raise ValueError(
+                    f"{name} must be {' or '.join(values)}, got {getattr(self, name)!r}"
+                )
+        for name, most in (("online_average", 0.99999), ("distil", 1.0)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must be in [0, {most}], got {getattr(self, name)}")
         if self.method == "uniform":
             object.__setattr__(self, "rho", 1)
             object.__setattr__(self, "temperature", 1.0)
+        if RECIPES[self.method].online != "scorer":
+            object.__setattr__(self, "online", "recipe")
+        if self.recipe.online != "scorer":  # none to train: else equal runs had several names
+            for name, value in {
+                "online_rows": "kept",
+                "online_average": 0.0,
+                "distil": 0.0,
+            }.items():
+                object.__setattr__(self, name, value)
+        if self.online_rows == "drawn" and self.distil:
+            raise ValueError("distil must be 0 unless online_rows is kept: no other row is learnt")
         if self.method == "rho":
             object.__setattr__(self, "temperature", 0.0)
 
     @property
     def recipe(self) -> Recipe:
-        return RECIPES[self.method]
+        """What the method compares."""
+        found = RECIPES[self.method]
+        learner = self.online == "learner" and found.online == "scorer"
+        return replace(found, online="learner") if learner else found
 
     @property
     def super_batch(self) -> int:

@@ -44,6 +44,7 @@ class PairsTrainer(training.Trainer):
         split: IconSplit,
         reference: ReferenceCache | None,
         reference_flops: float = 0.0,
+        device: str = "cpu",
     ) -> None:
         recipe, seed = config.recipe, config.seed
         ui = config.rows == "ui"
@@ -53,7 +54,8 @@ class PairsTrainer(training.Trainer):
         models = {"learner": learner}
         if recipe.online == "scorer" and config.online == "recipe":
             models["online"] = fresh(config.scorer, config.scorer_patch, split, config, "online")
-        super().__init__(config, models, {"learner": config.lr, "online": config.online_lr})
+        rates = {"learner": config.lr, "online": config.online_lr}
+        super().__init__(config, models, rates, device)
         self.learner, self.coarse, self.reference = learner, learner.at(config.coarse), reference
         self.online = models.get("online") or {
             None: None, "scorer": learner, "coarse": self.coarse
@@ -92,12 +94,12 @@ class PairsTrainer(training.Trainer):
     def choose(self) -> tuple[Any, Any]:
         rows, config = self.rows, self.config
         index = data.draw(self.step, config.super_batch, len(rows), self._order)
-        batch = (rows.images[index], rows.tokens[index], index, rows.ids[index])
+        batch = self.place(rows.images[index], rows.tokens[index], index, rows.ids[index])
         return batch, self.selector(batch)
 
     def count(self, batch: Any, kept: Any) -> None:
         for name, index in (("drawn", batch[2]), ("kept", kept[2])):
-            self.counts[name][index] += 1  # no row is in a batch twice
+            self.counts[name][index.cpu()] += 1  # no row is in a batch twice
         last, keep = self.selector.last, self.config.keep
         if not self.compares or last is None or last.batch_score is None:
             return
@@ -166,6 +168,7 @@ def run(
     split: IconSplit | None = None,
     checkpoint_every: int = 200,
     on_update: Callable[[PairsTrainer], object] | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Train from the last checkpoint, or from the start, to the end; a finished run is just read.
 
@@ -176,6 +179,7 @@ def run(
         split: the data; the icons of the config if not given.
         checkpoint_every: updates between checkpoints.
         on_update: called after every update; what it raises interrupts the run.
+        device: where to train.
 
     Returns:
         The content of `run.json`.
@@ -187,8 +191,10 @@ def run(
     if (folder / "run.json").is_file():
         return records.read_json(folder / "run.json")
     split = split or pairs_of(config)
-    said, entry = reference(config.reference, out, split) if config.reference else (None, None)
-    trainer = PairsTrainer(config, split, said, entry["flops"] if entry else 0.0)
+    said, entry = (
+        reference(config.reference, out, split, device) if config.reference else (None, None)
+    )
+    trainer = PairsTrainer(config, split, said, entry["flops"] if entry else 0.0, device)
     curve = training.train(trainer, folder, checkpoint_every, on_update)
     counts, rows = trainer.counts, trainer.rows
     records.write_tensors(

@@ -41,10 +41,12 @@ def accuracy(
     (1.0, 1.0, 0.5, 0.0)
     """
     training = model.training
+    device = next((p.device for p in model.parameters()), images.device)
     model.eval()
     try:
-        predicted = [model(part).argmax(dim=1) for part in torch.split(images, batch)]
-        classes = model(images[:1]).shape[1]
+        parts = torch.split(images, batch)
+        predicted = [model(part.to(device)).argmax(dim=1).to(labels.device) for part in parts]
+        classes = model(images[:1].to(device)).shape[1]
     finally:
         model.train(training)
     hit = (torch.cat(predicted) == labels).double()

@@ -55,6 +55,7 @@ def reference(
     config: PairsReference,
     out: Path,
     split: IconSplit | None = None,
+    device: str = "cpu",
 ) -> tuple[ReferenceCache, dict[str, Any]]:
     """Train a reference scorer and ask it about the pool, or load both if `out` holds them already.
 
@@ -69,27 +70,30 @@ def reference(
     weights, cache, record = (folder / n for n in ("model.safetensors", "pool", "reference.json"))
     if record.is_file():
         model = load(weights, kind=DualEncoder)
-        said = ReferenceCache(cache, data=split.pool.fingerprint, model=model)
+        said = ReferenceCache(cache, data=split.pool.fingerprint, model=model, device=device)
         return said, records.read_json(record)
-    model, entry = _train(config, out, split)
+    model, entry = _train(config, out, split, device)
     folder.mkdir(parents=True, exist_ok=True)
     save(model, weights)
     clock = training.Clock()
     with clock:
-        said = write_cache(cache, model, _Rows(split.pool), kind="embeddings", overwrite=True)
+        write_cache(cache, model, _Rows(split.pool), kind="embeddings", overwrite=True)
     entry |= {"pool_seconds": clock.seconds, "pool_cpu_seconds": clock.cpu_seconds}
     records.write_json(record, entry)
+    said = ReferenceCache(cache, data=split.pool.fingerprint, model=model, device=device)
     return said, entry
 
 
 def _train(
-    config: PairsReference, out: Path, split: IconSplit
+    config: PairsReference, out: Path, split: IconSplit, device: str
 ) -> tuple[DualEncoder, dict[str, Any]]:
     images, tokens, before = _material(config, out, split)
     model = fresh(config.scorer, config.scorer_patch, split, config, "reference", config.part)
+    model.to(device)
 
     def loss(index: Tensor) -> Tensor:
-        return contrastive_loss(model.forward_pairs(images[index], tokens[index]), config.loss)
+        pairs = model.forward_pairs(images[index].to(device), tokens[index].to(device))
+        return contrastive_loss(pairs, config.loss)
 
     spent = training.fit(model, config, len(images), loss)
     flops = config.updates * train_flops(config.scorer, config.scorer_patch, config.keep)

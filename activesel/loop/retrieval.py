@@ -74,10 +74,11 @@ def embed(
     >>> embed(model, torch.rand(5, 1, 32, 32), torch.ones(5, 3).long(), batch=2).text.shape
     torch.Size([5, 32])
     """
+    device = next(model.parameters()).device
     with untouched(model):
         parts = [
-            model.forward_pairs(*part)
-            for part in zip(images.split(batch), tokens.split(batch), strict=True)
+            model.forward_pairs(x.to(device), t.to(device))
+            for x, t in zip(images.split(batch), tokens.split(batch), strict=True)
         ]
     image, text = torch.cat([p.image for p in parts]), torch.cat([p.text for p in parts])
     return Pairs(image, text, parts[0].scale, parts[0].bias)

@@ -29,6 +29,7 @@ def sweep(
     out: Path,
     workers: int = 2,
     on_progress: Callable[[int], object] | None = None,
+    device: str = "cpu",
 ) -> Iterator[dict[str, Any]]:
     """Run every config, in this order, `workers` at a time, one thread each.
 
@@ -40,6 +41,7 @@ def sweep(
         out: folder of all runs.
         workers: processes, at least 1.
         on_progress: called a few times a second with the updates done so far, of all runs.
+        device: where to train.
 
     Yields:
         The records of the runs, as they finish.
@@ -61,9 +63,9 @@ def sweep(
     with ProcessPoolExecutor(workers, context, _initialise, (life, updates)) as pool:
         try:
             for wave in _references(missing, out):
-                for done in [pool.submit(_reference, config, out) for config in wave]:
+                for done in [pool.submit(_reference, config, out, device) for config in wave]:
                     done.result()
-            left: set[Future[dict[str, Any]]] = {pool.submit(_run, c, out) for c in configs}
+            left: set[Future[dict[str, Any]]] = {pool.submit(_run, c, out, device) for c in configs}
             while left:
                 finished, left = wait(left, timeout=0.2, return_when=FIRST_COMPLETED)
                 if on_progress is not None:
@@ -113,7 +115,7 @@ def _add(updates: int) -> None:
         _updates.value += updates
 
 
-def _run(config: Any, out: Path) -> dict[str, Any]:
+def _run(config: Any, out: Path, device: str) -> dict[str, Any]:
     seen = 0
 
     def count(trainer: Any) -> None:
@@ -121,10 +123,10 @@ def _run(config: Any, out: Path) -> dict[str, Any]:
         _add(trainer.step - seen)
         seen = trainer.step
 
-    result: dict[str, Any] = _module(config.loop).run(config, out, on_update=count)
+    result: dict[str, Any] = _module(config.loop).run(config, out, on_update=count, device=device)
     _add(config.updates - seen)  # a finished run was only read
     return result
 
 
-def _reference(config: Any, out: Path) -> None:
-    _module(config.loop).reference(config, out)
+def _reference(config: Any, out: Path, device: str) -> None:
+    _module(config.loop).reference(config, out, device=device)

@@ -99,6 +99,8 @@ class Clock:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # else work still under way would not be counted
         self.seconds += time.perf_counter() - self._wall
         self.cpu_seconds += time.process_time() - self._cpu
 
@@ -130,6 +132,7 @@ class Trainer(ABC):
         config: a frozen dataclass.
         models: those this run trains: "learner", and perhaps "online" and "reference".
         rates: peak learning rates by model.
+        device: where models are and batches go; the data stays in host memory.
 
     Attributes:
         counts: what was kept so far, tensors of a fixed shape.
@@ -146,11 +149,18 @@ class Trainer(ABC):
         config: Any,
         models: Mapping[str, nn.Module],
         rates: Mapping[str, float],
+        device: str | torch.device = "cpu",
     ) -> None:
-        self.config, self.models, self.step, self.clock = config, models, 0, Clock()
+        self.config, self.step, self.clock = config, 0, Clock()
+        self.device = torch.device(device)
+        self.models = {name: model.to(self.device) for name, model in models.items()}
         self.optimizers = {
             name: adamw(model, rates[name], config.weight_decay) for name, model in models.items()
         }
+
+    def place(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """A batch on the device of the models."""
+        return tuple(tensor.to(self.device, non_blocking=True) for tensor in tensors)
 
     @property
     def ledger(self) -> Ledger:

@@ -17,9 +17,12 @@ from activesel.models.vit import ViT, ViTConfig, named
 from activesel.operands import Pairs
 
 TEXT_SIZES: dict[str, tuple[int, int, int]] = {
+    "femto": (8, 1, 1),
+    "pico": (16, 1, 2),
     "nano": (32, 1, 2),
     "micro": (64, 2, 2),
     "mini": (96, 2, 3),
+    "midi": (160, 3, 5),
     "mu": (32, 1, 2),
     "Ti": (192, 6, 3),
     "S": (384, 6, 6),

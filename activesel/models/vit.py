@@ -15,16 +15,19 @@ from activesel.models import flexi
 from activesel.models.parts import Parts, parts
 
 SIZES: dict[str, tuple[int, int, int]] = {
+    "femto": (8, 1, 1),
+    "pico": (16, 1, 2),
     "nano": (32, 2, 2),
     "micro": (64, 4, 2),
     "mini": (96, 4, 3),
+    "midi": (160, 6, 5),
     "mu": (32, 1, 2),
     "Ti": (192, 12, 3),
     "S": (384, 12, 6),
     "B": (768, 12, 12),
     "L": (1024, 24, 16),
 }
-"""Width, depth and heads by name; the first three are meant for CPUs. The MLP is 4x as wide."""
+"""Width, depth and heads by name; the first six are meant for CPUs. The MLP is 4x as wide."""
 
 
 def positive(config: Any, *names: str) -> None:
