@@ -73,14 +73,14 @@ def fashion_mnist(noise: float = 0.0, seed: int = 0) -> Split:
     Source: Xiao, Rasul, Vollgraf 2017 (arXiv 1708.07747); MIT licence.
     """
     folder = locate()
-    images, labels = _images(folder, "train"), _labels(folder, "train")
+    images, labels = read_images(folder, "train"), read_labels(folder, "train")
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     parts = []
     for salt, rows in enumerate((order[HOLDOUT:], order[:HOLDOUT])):
         noisy, wrong = symmetric_noise(labels[rows], noise, CLASSES, 2 * seed + salt)
         parts.append(Labelled(images[rows], noisy, wrong))
-    test = _labels(folder, "t10k")
-    clean = Labelled(_images(folder, "t10k"), test, torch.zeros(len(test), dtype=torch.bool))
+    test = read_labels(folder, "t10k")
+    clean = Labelled(read_images(folder, "t10k"), test, torch.zeros(len(test), dtype=torch.bool))
     return Split(parts[0], parts[1], clean)
 
 
@@ -244,12 +244,12 @@ def _unpack(path: Path) -> bytes:
     return content
 
 
-def _images(folder: Path, part: str) -> Tensor:  # [N, 1, 28, 28] uint8
+def read_images(folder: Path, part: str) -> Tensor:  # [N, 1, 28, 28] uint8
     content = _unpack(folder / f"{part}-images-idx3-ubyte.gz")
     pixels = np.frombuffer(content, np.uint8, offset=16).reshape(-1, 1, 28, 28)
     return torch.from_numpy(pixels.copy())
 
 
-def _labels(folder: Path, part: str) -> Tensor:  # [N] int64
+def read_labels(folder: Path, part: str) -> Tensor:  # [N] int64
     content = _unpack(folder / f"{part}-labels-idx1-ubyte.gz")
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=8).astype(np.int64))

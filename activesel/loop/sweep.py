@@ -18,6 +18,7 @@ import torch
 
 from activesel.loop.config import Config
 from activesel.loop.pairs_config import PairsConfig
+from activesel.loop.rho_config import RhoConfig
 
 # By default glibc returns the memory of every large activation to the system and asks for it again
 # at the next update, which costs a wide forward pass a quarter of its time. Read at process start.
@@ -25,7 +26,7 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_":
 
 
 def sweep(
-    configs: Sequence[Config | PairsConfig],
+    configs: Sequence[Config | PairsConfig | RhoConfig],
     out: Path,
     workers: int = 2,
     on_progress: Callable[[int], object] | None = None,
