@@ -7,17 +7,20 @@ TORCH ?= torch==2.13.0
 # For the tests, which interpret its kernels and compile them for GPUs that are not there.
 TRITON ?= $(if $(filter Linux,$(shell uname -s)),triton==3.7.1)
 OUT ?= bench/results
+# smoke: minutes; full: hours, resumes, what is committed; gpu: on an NVIDIA GPU
+SCALE ?= smoke
 BIN := .venv/bin
 # A file's tests share what they build; what is timed is timed one at a time, elsewhere.
 PARALLEL := --numprocesses auto --dist loadfile --benchmark-disable
 SOURCES := $(wildcard csrc/*)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo demo-pairs test slow lint table pairs speed agreement resources gpu readme clean
+.PHONY: help demo demo-pairs bench test slow lint table pairs speed agreement resources gpu readme clean
 
 help:
 	@echo "make demo   train with and without selection on Fashion-MNIST, print what it pays (about 8 minutes)"
 	@echo "make demo-pairs  the same on icons and their captions, joint selection among others (about 10 minutes)"
+	@echo "make bench  ledger, papers' numbers, frontier, peers, kernels, at SCALE=$(SCALE) (smoke: under 30 minutes; full: hours, resumes)"
 	@echo "make test   the tests and the documentation's examples"
 	@echo "make slow   every way of installing, all GPU kernels compiled, more emulation"
 	@echo "make lint   ruff, mypy, clang-format, codespell"
@@ -48,6 +51,14 @@ demo: .venv/ready
 
 demo-pairs: .venv/ready
 	$(BIN)/python -m bench demo-pairs
+
+# What was finished is not run again: after an interruption the same line goes on.
+bench: .venv/ready
+	$(BIN)/python -m bench ledger --scale $(SCALE)
+	$(BIN)/python -m bench kernels --scale $(SCALE)
+	$(BIN)/python -m bench peers --scale $(SCALE)
+	$(BIN)/python -m bench replicate --scale $(SCALE)
+	$(BIN)/python -m bench pareto --scale $(SCALE)
 
 test: .venv/ready
 	$(BIN)/python -m pytest tests activesel --doctest-modules -m "not slow" $(PARALLEL)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -19,29 +20,43 @@ def main() -> None:
         demo,
         demo_pairs,
         joint,
+        kernels,
+        ledger,
         pairs,
+        pareto,
+        peers,
         readme,
         resources,
         scorer_agreement,
         scorer_text,
         speed,
     )
+    from bench.replicate import command as replicate
 
-    tyro.extras.subcommand_cli_from_dict(
-        {
-            "demo": demo.command,
-            "demo-pairs": demo_pairs.command,
-            "classify": classify.command,
-            "pairs": pairs.command,
-            "speed": speed.command,
-            "joint": joint.command,
-            "agreement": agreement.command,
-            "scorer-agreement": scorer_agreement.command,
-            "scorer-cost": scorer_text.command,
-            "resources": resources.command,
-            "readme": readme.command,
-        }
-    )
+    commands = {
+        "demo": demo.command,
+        "demo-pairs": demo_pairs.command,
+        "ledger": ledger.command,
+        "replicate": replicate.command,
+        "pareto": pareto.command,
+        "peers": peers.command,
+        "kernels": kernels.command,
+        "classify": classify.command,
+        "pairs": pairs.command,
+        "speed": speed.command,
+        "joint": joint.command,
+        "agreement": agreement.command,
+        "scorer-agreement": scorer_agreement.command,
+        "scorer-cost": scorer_text.command,
+        "resources": resources.command,
+        "readme": readme.command,
+    }
+    try:
+        tyro.extras.subcommand_cli_from_dict(commands)
+    except (ValueError, FileNotFoundError) as error:  # says what was expected, and what came
+        if os.environ.get("ACTIVESEL_TRACEBACK"):
+            raise
+        sys.exit(f"error: {error}\n(ACTIVESEL_TRACEBACK=1 shows where)")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +15,35 @@ from bench import (
     aggregate,
     agreement,
     classify,
+    common,
     joint,
+    kernels,
+    ledger,
     pairs,
     pairs_text,
+    pareto,
+    peers,
     scorer_agreement,
     scorer_text,
     speed,
     summary,
 )
 from bench.aggregate import interval
+from bench.replicate import command as replicate
 
 ROOT = Path(__file__).parent.parent
 README, DETAILS = ROOT / "README.md", ROOT / "docs" / "results.md"
+BENCH = ROOT / "docs" / "bench.md"
 Row = dict[str, Any]
 
 
 def command(check: bool = False) -> None:
-    """Rewrite the figures of README.md and docs/results.md.
+    """Rewrite the figures of README.md, docs/results.md and docs/bench.md.
 
     Args:
         check: change nothing; exit with 1 if there is something to change.
     """
-    for page in (README, DETAILS):
+    for page in (README, DETAILS, BENCH):
         before = page.read_text()
         after = render(before, page)
         if check and after != before:
@@ -50,15 +58,18 @@ def render(text: str, page: Path = README) -> str:
     Raises:
         ValueError: a marker is missing for which there are results.
     """
-    found = {
-        name: json.loads(source.read_text()) for name, source in RESULTS.items() if source.is_file()
-    }
     if page == README:
+        found = {name: content for name, (source, _) in ALL.items() if (content := _load(source))}
         return _replace(text, "summary", summary.summary(found), page)
-    for name, write in WRITERS.items():
-        if name in found or _mark(name).search(text):
-            text = _replace(text, name, write(found[name]) if name in found else "", page)
+    for name, (source, write) in BLOCKS[page].items():
+        content = _load(source)
+        if content or _mark(name).search(text):
+            text = _replace(text, name, write(content) if content else "", page)
     return text
+
+
+def _load(source: Path) -> Row | None:
+    return json.loads(source.read_text()) if source.is_file() else None
 
 
 def _mark(name: str) -> re.Pattern[str]:
@@ -257,21 +268,26 @@ def agreements(content: Row) -> str:
     return "\n".join([*lines, "", said])
 
 
-RESULTS = {
-    "classify": classify.RESULTS,
-    "pairs": pairs.RESULTS,
-    "speed": speed.RESULTS,
-    "joint": joint.RESULTS,
-    "agreement": agreement.RESULTS,
-    "scorer-agreement": scorer_agreement.RESULTS,
-    "scorer-cost": scorer_text.RESULTS,
+Block = tuple[Path, Callable[[Row], str]]
+BLOCKS: dict[Path, dict[str, Block]] = {
+    DETAILS: {
+        "classify": (classify.RESULTS, classification),
+        "pairs": (pairs.RESULTS, pairs_text.image_text),
+        "speed": (speed.RESULTS, speeds),
+        "joint": (joint.RESULTS, summary.joint_table),
+        "agreement": (agreement.RESULTS, agreements),
+        "scorer-agreement": (scorer_agreement.RESULTS, scorer_agreement.table),
+        "scorer-cost": (scorer_text.RESULTS, scorer_text.predictions),
+    },
+    BENCH: {
+        name: (common.results("full", name).with_suffix(".json"), write)
+        for name, write in {
+            "ledger": ledger.text,
+            **{f"replicate-{name}": replicate.part(name).text for name in replicate.PARTS},
+            "pareto": pareto.text,
+            "peers": peers.text,
+            "kernels": kernels.text,
+        }.items()
+    },
 }
-WRITERS = {
-    "classify": classification,
-    "pairs": pairs_text.image_text,
-    "speed": speeds,
-    "joint": summary.joint_table,
-    "agreement": agreements,
-    "scorer-agreement": scorer_agreement.table,
-    "scorer-cost": scorer_text.predictions,
-}
+ALL = {name: block for blocks in BLOCKS.values() for name, block in blocks.items()}

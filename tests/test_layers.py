@@ -137,7 +137,7 @@ def test_budgets():
     rest = lines("tests", "*.py") | lines("bench", "*.py") | lines("examples", "*.py")
     long = {path: n for path, n in (python | native | rest).items() if n > 400}
     assert not long, "no file over 400 lines"
-    assert sum(n for path, n in python.items() if "/loop/" not in path) < 8500
+    assert sum(n for path, n in python.items() if "/loop/" not in path) < 9300
     assert sum(native.values()) < 3000
 
 

@@ -84,7 +84,9 @@ def test_every_method_trains_and_records(method, tmp_path, split):
     lines = (tmp_path / settings.name / "run.csv").read_text().splitlines()
     assert len(lines) == 4 and lines[0].startswith("update,accuracy,worst_class")
     left = sorted(file.name for file in (tmp_path / settings.name).iterdir())
-    assert left == ["kept.safetensors", "run.csv", "run.json"], "neither checkpoint nor half-written file"
+    assert left == ["kept.safetensors", "run.csv", "run.json"], (
+        "neither checkpoint nor half-written file"
+    )
 
 
 @pytest.mark.parametrize("method", RECIPES)

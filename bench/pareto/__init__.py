@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The frontier of scorer size and ratio: what selection gains, and from where on it pays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import common, study
+from bench.common import Row, Scale
+from bench.pareto import paper, points
+from bench.pareto.words import columns, flat, text
+
+__all__ = ["NAME", "command", "content", "pictures", "text"]
+
+NAME = "pareto"
+
+
+def command(
+    scale: Scale = "smoke",
+    workers: int = 2,
+    minutes: float | None = None,
+    aggregate_only: bool = False,
+    out: Path | None = None,
+) -> None:
+    """Scorer sizes and ratios: speedups, FLOPs to uniform's metric, and scaling over learners.
+
+    From runs of both loops, and apart from them from published betas. Stop it at any time, the
+    same line goes on; finished runs are not repeated.
+
+    Args:
+        scale: smoke, full or gpu.
+        workers: processes, one thread each.
+        minutes: stop after so many.
+        aggregate_only: run nothing, make do with what there is.
+        out: files to write, without suffix.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    console, path = Console(highlight=False, soft_wrap=True), out or common.results(scale, NAME)
+    found, missing = study.gather(points.queue(scale), scale, workers, minutes, aggregate_only)
+    figures = content(found, missing, scale)
+    for title, rows in _tables(figures).items():
+        table = Table(title=title)
+        for cells in map(columns, rows):
+            if not table.columns:
+                for name in cells:
+                    table.add_column(name)
+            table.add_row(*cells.values())
+        console.print(table)
+    files = common.write(path, figures, [flat(r) for r in figures["points"] + figures["published"]])
+    files += pictures(figures, path)
+    for sentence in figures["left_out"]:
+        console.print(sentence)
+    if missing:
+        console.print(f"unfinished: {len(missing)} of {len(found) + len(missing)} runs are missing")
+    console.print("written:", *map(str, files))
+    common.result(figures["headline"])
+
+
+def _tables(figures: Row) -> dict[str, list[Row]]:
+    measured = [row for row in figures["points"] if row["method"] != "uniform"]
+    return {
+        **({"Measured here": measured} if measured else {}),
+        "Computed from published betas (second-hand)": figures["published"],
+    }
+
+
+def content(found: Sequence[Row], missing: Sequence[Any], scale: Scale) -> Row:
+    """Everything behind the pictures, from records of runs."""
+    rows, left_out = points.points(found, points.full(scale))
+    rows = [{**r, "usual_learner": _usual(r, scale)} for r in sorted(rows, key=_order)]
+    published = paper.points()
+    if not found:
+        left_out.append("measured points left out: no run is finished")
+    environments = [run["environment"] for run in found]
+    return {
+        **common.header(),
+        "scale": scale,
+        "budgets": points.full(scale),
+        "environments": [e for i, e in enumerate(environments) if e not in environments[:i]],
+        "finished": len(found),
+        "missing": [config.name for config in missing],
+        "left_out": left_out,
+        "headline": _headline(rows, published, len(missing)),
+        "points": rows,
+        "published": published,
+    }
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    """Loops apart, uniform first, larger scorers and budgets first."""
+    plain = row["method"] != "uniform"
+    return row["loop"], plain, row["label"], row["rho"], -row["scorer_flops"], -row["updates"]
+
+
+def _usual(row: Row, scale: Scale) -> bool:
+    return row["loop"] != "classify" or row["learner"] == points.learner(scale)
+
+
+def _headline(rows: Sequence[Row], published: Sequence[Row], missing: int) -> Row:
+    """The cheapest point of each loop, and how many are compute-positive."""
+    headline: Row = {"missing": missing}
+    for name, those in (
+        ("images", [r for r in rows if r["loop"] == "classify"]),
+        ("pairs", [r for r in rows if r["loop"] == "contrastive"]),
+        ("published", published),
+    ):
+        those = [r for r in those if r["method"] != "uniform"]
+        if not those:
+            continue
+        best = max(those, key=lambda row: _surely(row["compute_speedup"]))
+        headline[name] = {
+            "points": len(those),
+            "compute_positive": sum(r["compute_positive"] is True for r in those),
+            "best": f"{best['label']}, rho {best['rho']:g}, {best['scorer']} to {best['learner']}",
+            "beta": best["beta"]["text"],
+            "compute_speedup": best["compute_speedup"]["text"],
+        }
+    return headline
+
+
+def _surely(entry: Row) -> float:
+    """A speedup, or what it is above."""
+    above = entry["most"] if entry["text"][0] == ">" else -math.inf
+    return float(above if entry["value"] is None else entry["value"])
+
+
+def pictures(figures: Row, path: Path) -> list[Path]:
+    """Four figures of the images' runs, three of the pairs', four at paper scale."""
+    from bench.pareto import plots
+
+    def named(name: str) -> Path:
+        return path.with_name(f"{path.name}-{name}")
+
+    files: list[Path] = []
+    rows = {
+        loop: [r for r in figures["points"] if r["loop"] == loop]
+        for loop in ("classify", "contrastive")
+    }
+    clock = "seconds" if figures["scale"] == "gpu" else "cpu_seconds"
+    methods = {loop: [r for r in those if r["method"] != "uniform"] for loop, those in rows.items()}
+    if methods["classify"]:
+        title = "Measured here: Fashion-MNIST, 10 % wrong labels"
+        usual = [r for r in rows["classify"] if r["usual_learner"]]
+        panels = {
+            name: those
+            for name, method in (("online and reference", "classact"), ("reference alone", "easy"))
+            if (those := [r for r in usual if r["method"] == method])
+        }
+        files += plots.speedups(panels, named("images-speedup"), title)
+        files += plots.totals(
+            [r for r in usual if r["method"] != "uniform"], named("images-flops"), title
+        )
+        files += plots.metrics(usual, named("images-metric"), title, "test accuracy, %", clock)
+        small = [r for r in rows["classify"] if _compared(r)]
+        if len({r["learner"] for r in small}) > 1:
+            files += plots.learners(small, named("images-learners"), title, "test accuracy, %")
+    if pairs := methods["contrastive"]:
+        title = "Measured here: icons and captions"
+        row = pairs[0]
+        name = f"{row['scorer']} to {row['learner']}, F-ratio {row['f_ratio']:.2f}"
+        files += plots.speedups({name: pairs}, named("pairs-speedup"), title, "rho")
+        files += plots.totals(pairs, named("pairs-flops"), title, "rho")
+        files += plots.metrics(rows["contrastive"], named("pairs-metric"), title, "R@10, %", clock)
+    title = "Computed from published betas (second-hand)"
+    published = figures["published"]
+    online = [r for r in published if r["method"].startswith("classact")]
+    alone = [r for r in published if r["method"] == "easy"]
+    panels = {"online and reference": online, "reference alone": alone}
+    files += plots.speedups(panels, named("paper-speedup"), title)
+    jest = [r for r in published if r["label"] == "JEST"]
+    name = "learner and reference of one size, F-ratio 1"
+    files += plots.speedups({name: jest}, named("paper-jest-speedup"), title, "rho")
+    large = [r for r in online + alone if r["learner"] == "L" != r["scorer"]]
+    files += plots.totals(large, named("paper-flops"), f"{title}, learner L")
+    files += plots.costs(published, named("paper-charged"), title)
+    classact = [r for r in online if r["method"] == "classact" and r["scorer"] == "Ti"]
+    return files + plots.learners(classact, named("paper-learners"), f"{title}, scorer Ti", "")
+
+
+def _compared(row: Row) -> bool:
+    """Whether the run is one of those that compare learners."""
+    if row["method"] == "uniform":
+        return row["percent"] in (100, points.PERCENT)
+    return row["method"] == "classact" and row["rho"] == 2 and row["scorer"] == points.SMALL
