@@ -33,9 +33,15 @@ def main(argv: list[str] | None = None) -> int:
     add("--shard-rows", type=int, default=1 << 18, help="rows of a file (%(default)s)")
     add("--device", default="cpu")
     add("--overwrite", action="store_true", help="remove the cache that is there")
+    what = "one HTML page about runs, or about result files of the bench; works offline"
+    page = commands.add_parser("report", help=what, description=what)
+    page.add_argument("paths", nargs="+", metavar="RUN.json", help="of one data set")
+    page.add_argument("-o", "--out", default="report.html", metavar="PAGE", help="(%(default)s)")
     given = parser.parse_args(argv)
     if given.command == "doctor":
         return 0 if doctor.report() else 1
+    if given.command == "report":
+        return _report(page, given.paths, given.out)
     return _cache(parser, **{k: v for k, v in vars(given).items() if k != "command"})
 
 
@@ -60,6 +66,16 @@ def _cache(
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         parser.error(str(error))
     print(f"{out}: {made.kind} of {len(made)} rows")
+    return 0
+
+
+def _report(parser: argparse.ArgumentParser, paths: list[str], out: str) -> int:
+    from activesel.loop.report import report
+
+    try:
+        print(report(paths, out))
+    except (ValueError, RuntimeError, OSError) as error:
+        parser.error(str(error))
     return 0
 
 
