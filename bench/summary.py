@@ -20,6 +20,10 @@ def summary(results: dict[str, Row]) -> str:
             ("speed", speed),
             ("joint", joint),
             ("agreement", agreement),
+            ("replicate-published", published),
+            ("replicate-scaling", scaling),
+            ("replicate-online", online),
+            ("replicate-rho", rho),
         )
         if name in results
         for line in write(results[name])
@@ -193,3 +197,79 @@ def agreement(content: Row) -> list[str]:
         f"- **Rounding**: of the rows that float64 keeps, activesel keeps {percent(ours, 1)}, "
         f"eager torch in bf16 {percent(rounded['overlap'], 1)}."
     ]
+
+
+def published(content: Row) -> list[str]:
+    found = content["headline"]
+    return [
+        f"- **The papers' own ledger**: {found['agree']} of {found['claims']} published savings "
+        f"come out within a point; with the online scorer's training charged ClassAct's "
+        f"{found['classact']:+.1f} % become {found['classact_online_charged']:+.1f} %."
+    ]
+
+
+def scaling(content: Row) -> list[str]:
+    if not content["slopes"]:
+        return []
+    known = [row for row in content["rows"] if row.get("f_ratio")]
+    rows = [row for row in known if row["method"] == "classact"]
+    ratios = [1 / row["f_ratio"] for row in rows]
+    positive = [row["scorer"] for row in rows if row["compute_positive"]]
+    slopes = content["slopes"]
+    words = {"holds": "more slowly", "not shown": "no faster, as far as this shows,"}
+    said = (
+        f"- **Scorers {min(ratios):.0f} to {max(ratios):.0f} times cheaper than the learner**: "
+        f"ten times cheaper costs learnability {_points(slopes['classact'])} points of accuracy, "
+        f"easy-reference {_points(slopes['easy'])}: learnability degrades "
+        f"{words.get(content['verdict'], '**faster**')}. "
+    )
+    pays = f"with {', '.join(positive)}" if positive else "with none of them"
+    return [f"{said}Everything charged, ClassAct pays {pays} (mean of {_seeds(content)} seeds)."]
+
+
+def online(content: Row) -> list[str]:
+    if not content["gap"]:
+        return []
+    said = f"scoring with the learner gains {_points(content['gap'])} points over plain ClassAct"
+    free = [
+        row
+        for row in content["rows"]
+        if row.get("gap_closed") is not None and row["extra_flops"] < 1e-3
+    ]
+    sure = [row for row in free if row["label"] in content["above_plain"]]
+    for row in sure[:1]:
+        said += (
+            f"; {row['label']} of the online scorer close {percent(row['gap_closed'])} of that "
+            "for nothing"
+        )
+    return [f"- **A better online scorer**: {said}."]
+
+
+def rho(content: Row) -> list[str]:
+    at = {
+        row["method"]: row
+        for row in content["rows"]
+        if row["updates"] == content["updates"] and row["schedule"] == "decayed"
+    }
+    if len(at) < 2:
+        return []
+    accuracies = ", ".join(f"{r['label']} {_percent(r['accuracy'])}" for r in at.values())
+    said = f"- **RHO-LOSS's protocol** ({content['data']}, 32 of 320 rows): {accuracies}"
+    ours = at.get("rho", {})
+    if "compute_speedup" in ours:
+        said += f"; compute speedup, everything charged: {ours['compute_speedup']['text']}"
+    return [f"{said}."]
+
+
+def _percent(entry: Row) -> str:
+    half = "" if entry["low"] is None else f" ± {50 * (entry['high'] - entry['low']):.1f}"
+    return f"{100 * entry['mean']:.1f}{half} %"
+
+
+def _points(entry: Row) -> str:
+    half = "" if entry["low"] is None else f" ± {50 * (entry['high'] - entry['low']):.2f}"
+    return f"{100 * entry['mean']:.2f}{half}"
+
+
+def _seeds(content: Row) -> int:
+    return len(content["seeds"])

@@ -3,6 +3,9 @@
 
 import csv
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +85,10 @@ def test_runs_stop_in_time_and_go_on(tmp_path, capsys):
     assert [run["name"] for run in found] == [c.name for c in configs] and not missing
     again, _ = study.gather(configs, "smoke", aggregate_only=True, folder=tmp_path)
     assert again == found
+
+
+def test_a_wrong_name_is_one_clear_line():
+    line = [sys.executable, "-m", "bench", "ledger", "--learner", "XXL"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert re.search(r"error: .*must be one of femto, pico, .*got 'XXL'", done.stderr)

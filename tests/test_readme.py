@@ -7,8 +7,10 @@ import pytest
 
 from bench import readme, summary
 
+PAGES = [readme.README, readme.DETAILS, readme.BENCH]
 
-@pytest.mark.parametrize("page", [readme.README, readme.DETAILS], ids=lambda page: page.name)
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_are_in_step_with_the_results(page):
     text = page.read_text()
     assert readme.render(text, page) == text, "python -m bench readme"
@@ -22,7 +24,7 @@ def test_pages_need_their_markers():
 
 
 def test_pictures_named_are_there():
-    for page in (readme.README, readme.DETAILS):
+    for page in PAGES:
         for picture in re.findall(r"!\[.*?\]\((.*?)\)", page.read_text()):
             assert (page.parent / picture).is_file(), picture
 
@@ -82,3 +84,38 @@ def test_joint_table_shows_targets_and_memory():
     )
     assert "40 at 8, 50 at 16" in text and "ours 6, published 800" in text
     assert "20 times as fast as the published" in summary.joint(content)[0]
+
+
+def test_the_summary_of_the_bench_says_what_holds_and_what_does_not():
+    spread = {"mean": 0.0045, "low": 0.003, "high": 0.006}
+    row = {"method": "classact", "f_ratio": 0.1, "scorer": "nano", "compute_positive": False}
+    content = {
+        "rows": [{"method": "uniform"}, row, {**row, "f_ratio": 0.01, "scorer": "pico"}],
+        "slopes": {"classact": spread, "easy": {**spread, "mean": 0.02}},
+        "verdict": "the opposite",
+        "seeds": [0, 1, 2],
+    }
+    (text,) = summary.scaling(content)
+    assert "10 to 100 times cheaper" in text and "0.45 ± 0.15 points" in text
+    assert "degrades **faster**" in text and "pays with none of them" in text
+    content["rows"][2]["compute_positive"], content["verdict"] = True, "holds"
+    assert "more slowly" in summary.scaling(content)[0]
+    assert "pays with pico" in summary.scaling(content)[0]
+    assert summary.scaling({**content, "slopes": None}) == []
+
+    free = {"label": "b", "gap_closed": 0.75, "extra_flops": 0.0}
+    dear = {**free, "label": "a", "extra_flops": 0.4}
+    gap = {"gap": spread, "rows": [{"label": "c"}, dear, free], "above_plain": ["a", "b"]}
+    assert "b of the online scorer close 75 %" in summary.online(gap)[0]
+    assert "close" not in summary.online({**gap, "above_plain": ["a"]})[0]
+    assert summary.online({**gap, "gap": None}) == []
+
+    run = {"updates": 9, "schedule": "decayed", "method": "uniform", "label": "uniform"}
+    rows = [{**run, "accuracy": {**spread, "mean": 0.9}}]
+    rows += [{**rows[0], "method": "rho", "label": "RHO", "compute_speedup": {"text": "-300 %"}}]
+    rows += [{**rows[0], "schedule": "constant", "label": "never"}]
+    (text,) = summary.rho({"rows": rows, "updates": 9, "data": "any"})
+    assert "RHO 90.0 ± 0.1 %; compute speedup, everything charged: -300 %." in text
+    assert "never" not in text and summary.rho({"rows": rows[:1], "updates": 9}) == []
+    found = {"agree": 8, "claims": 9, "classact": 3.07, "classact_online_charged": -2.77}
+    assert "8 of 9" in summary.published({"headline": found})[0]
