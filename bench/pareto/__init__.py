@@ -11,7 +11,8 @@ from typing import Any
 from bench import common, study
 from bench.common import Row, Scale
 from bench.pareto import paper, points
-from bench.pareto.words import columns, flat, text
+from bench.pareto.clock import Clock, measured
+from bench.pareto.words import columns, flat, shares, text
 
 __all__ = ["NAME", "command", "content", "pictures", "text"]
 
@@ -24,6 +25,7 @@ def command(
     minutes: float | None = None,
     aggregate_only: bool = False,
     out: Path | None = None,
+    clock: Path | None = None,
 ) -> None:
     """Scorer sizes and ratios: speedups, FLOPs to uniform's metric, and scaling over learners.
 
@@ -36,13 +38,17 @@ def command(
         minutes: stop after so many.
         aggregate_only: run nothing, make do with what there is.
         out: files to write, without suffix.
+        clock: JSON file of seconds per row to charge, taken elsewhere; by default this machine's,
+            which is taken first where OUT-clock.json does not hold it.
     """
     from rich.console import Console
     from rich.table import Table
 
     console, path = Console(highlight=False, soft_wrap=True), out or common.results(scale, NAME)
     found, missing = study.gather(points.queue(scale), scale, workers, minutes, aggregate_only)
-    figures = content(found, missing, scale)
+    rates, no_rates = _clock(clock, path, scale) if found else (None, [])
+    figures = content(found, missing, scale, rates)
+    figures["left_out"] += no_rates
     for title, rows in _tables(figures).items():
         table = Table(title=title)
         for cells in map(columns, rows):
@@ -53,12 +59,25 @@ def command(
         console.print(table)
     files = common.write(path, figures, [flat(r) for r in figures["points"] + figures["published"]])
     files += pictures(figures, path)
-    for sentence in figures["left_out"]:
+    for sentence in figures["left_out"] + shares(figures["forward_shares"]):
         console.print(sentence)
     if missing:
         console.print(f"unfinished: {len(missing)} of {len(found) + len(missing)} runs are missing")
     console.print("written:", *map(str, files))
     common.result(figures["headline"])
+
+
+def _clock(given: Path | None, path: Path, scale: Scale) -> tuple[Clock | None, list[str]]:
+    """The reference system's seconds per row, or a sentence why there are none."""
+    from torch.cuda import is_available
+
+    configs = points.queue(scale)
+    if given is not None:
+        return Clock(common.read(given), configs), []
+    if scale == "gpu" and not is_available():
+        return None, ["reference-system seconds left out: no GPU; --clock takes a file of one"]
+    device = "cuda" if scale == "gpu" else "cpu"
+    return measured(path.with_name(f"{path.name}-clock"), configs, scale, device), []
 
 
 def _tables(figures: Row) -> dict[str, list[Row]]:
@@ -69,9 +88,11 @@ def _tables(figures: Row) -> dict[str, list[Row]]:
     }
 
 
-def content(found: Sequence[Row], missing: Sequence[Any], scale: Scale) -> Row:
-    """Everything behind the pictures, from records of runs."""
-    rows, left_out = points.points(found, points.full(scale))
+def content(
+    found: Sequence[Row], missing: Sequence[Any], scale: Scale, clock: Clock | None = None
+) -> Row:
+    """Everything behind the pictures, from records of runs and a clock for all of them."""
+    rows, left_out = points.points(found, points.full(scale), clock)
     rows = [{**r, "usual_learner": _usual(r, scale)} for r in sorted(rows, key=_order)]
     published = paper.points()
     if not found:
@@ -86,6 +107,8 @@ def content(found: Sequence[Row], missing: Sequence[Any], scale: Scale) -> Row:
         "missing": [config.name for config in missing],
         "left_out": left_out,
         "headline": _headline(rows, published, len(missing)),
+        "clock": clock and {n: clock.content[n] for n in ("machine", "device", "command")},
+        "forward_shares": clock.shares if clock else [],
         "points": rows,
         "published": published,
     }
@@ -119,6 +142,7 @@ def _headline(rows: Sequence[Row], published: Sequence[Row], missing: int) -> Ro
             "best": f"{best['label']}, rho {best['rho']:g}, {best['scorer']} to {best['learner']}",
             "beta": best["beta"]["text"],
             "compute_speedup": best["compute_speedup"]["text"],
+            **({"system_speedup": found["text"]} if (found := best.get("system_speedup")) else {}),
         }
     return headline
 
@@ -141,7 +165,6 @@ def pictures(figures: Row, path: Path) -> list[Path]:
         loop: [r for r in figures["points"] if r["loop"] == loop]
         for loop in ("classify", "contrastive")
     }
-    clock = "seconds" if figures["scale"] == "gpu" else "cpu_seconds"
     methods = {loop: [r for r in those if r["method"] != "uniform"] for loop, those in rows.items()}
     if methods["classify"]:
         title = "Measured here: Fashion-MNIST, 10 % wrong labels"
@@ -155,7 +178,7 @@ def pictures(figures: Row, path: Path) -> list[Path]:
         files += plots.totals(
             [r for r in usual if r["method"] != "uniform"], named("images-flops"), title
         )
-        files += plots.metrics(usual, named("images-metric"), title, "test accuracy, %", clock)
+        files += plots.metrics(usual, named("images-metric"), title, "test accuracy, %")
         small = [r for r in rows["classify"] if _compared(r)]
         if len({r["learner"] for r in small}) > 1:
             files += plots.learners(small, named("images-learners"), title, "test accuracy, %")
@@ -165,7 +188,7 @@ def pictures(figures: Row, path: Path) -> list[Path]:
         name = f"{row['scorer']} to {row['learner']}, F-ratio {row['f_ratio']:.2f}"
         files += plots.speedups({name: pairs}, named("pairs-speedup"), title, "rho")
         files += plots.totals(pairs, named("pairs-flops"), title, "rho")
-        files += plots.metrics(rows["contrastive"], named("pairs-metric"), title, "R@10, %", clock)
+        files += plots.metrics(rows["contrastive"], named("pairs-metric"), title, "R@10, %")
     title = "Computed from published betas (second-hand)"
     published = figures["published"]
     online = [r for r in published if r["method"].startswith("classact")]

@@ -20,8 +20,7 @@ ACROSS = {
     "scorer_flops": "scorer, forward FLOPs per row",
     "learner_flops": "learner, forward FLOPs per row",
     "flops_total": "TFLOP, everything counted",
-    "seconds": "seconds, reference included",
-    "cpu_seconds": "CPU seconds of one thread, reference included",
+    "system_seconds": "seconds of one reference system, everything counted",
 }
 BREAK_EVEN = (("beta_max_shared", "-"), ("beta_max", "--"))
 
@@ -248,13 +247,18 @@ def _metric(row: Row) -> tuple[float, float, float]:
     return m["mean"], low, high
 
 
-def metrics(rows: Sequence[Row], path: Path, title: str, metric: str, clock: str) -> list[Path]:
-    """What runs reached against all they spent, FLOPs and seconds; each decayed over its budget."""
+def metrics(rows: Sequence[Row], path: Path, title: str, metric: str) -> list[Path]:
+    """What runs reached against all they spent, FLOPs and, with a clock, reference-system seconds.
+
+    Every run is decayed over its own budget.
+    """
+    known = all(row["system_seconds"] is not None for row in rows)
+    spent = ("flops_total", "system_seconds") if known else ("flops_total",)
     look = {"uniform": BLACK, **looks(rows)}
     level = next(r for r in rows if r["method"] == "uniform" and r["percent"] == 100)
     with style() as plt:
-        figure, axes = _page(plt, 2, title, 3.6, sharey=True)
-        for panel, column in zip(axes, ("flops_total", clock), strict=True):
+        figure, axes = _page(plt, len(spent), title, 3.6, sharey=True)
+        for panel, column in zip(axes, spent, strict=True):
             for s, mine in look.items():
                 series = sorted((r for r in rows if label(r) == s), key=lambda r: r[column])
                 scorers = len({r["scorer"] for r in series}) > 1  # else budgets along the line

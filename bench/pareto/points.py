@@ -18,6 +18,7 @@ from bench.aggregate import spread
 from bench.common import Row, Scale
 from bench.equivalence import beta
 from bench.pairs_table import NAMES
+from bench.pareto.clock import Clock
 
 PERCENT = 67
 """Budget of the methods, in percent of uniform's updates."""
@@ -109,12 +110,15 @@ def _pairs(scale: Scale, seed: int) -> Iterator[Any]:
         yield study.pairs(scale, "jest", seed=seed, rho=rho)
 
 
-def points(found: Sequence[Row], budgets: Mapping[str, int]) -> tuple[list[Row], list[str]]:
+def points(
+    found: Sequence[Row], budgets: Mapping[str, int], clock: Clock | None = None
+) -> tuple[list[Row], list[str]]:
     """A point for every setting over its seeds, and a sentence for each that has none.
 
     Args:
         found: records of runs, of both loops.
         budgets: uniform's full budget by loop, as `full` returns it.
+        clock: of the reference system; without it, its seconds are null.
     """
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for run in found:
@@ -130,7 +134,7 @@ def points(found: Sequence[Row], budgets: Mapping[str, int]) -> tuple[list[Row],
             if _loop(run) == loop and c["method"] == "uniform" and alike:
                 grid[c["updates"]].append(run)
         if budgets[loop] in grid:
-            rows.append(point(runs, grid, budgets[loop]))
+            rows.append(point(runs, grid, budgets[loop], clock))
         else:
             left_out.append(
                 f"{config['method']} on learner {config['learner']} left out: uniform's "
@@ -139,18 +143,26 @@ def points(found: Sequence[Row], budgets: Mapping[str, int]) -> tuple[list[Row],
     return rows, list(dict.fromkeys(left_out))
 
 
-def point(runs: Sequence[Row], grid: Mapping[int, Sequence[Row]], budget: int) -> Row:
+def point(
+    runs: Sequence[Row],
+    grid: Mapping[int, Sequence[Row]],
+    budget: int,
+    clock: Clock | None = None,
+) -> Row:
     """One setting against uniform's runs.
 
     Reaching uniform's metric at `budget` updates takes beta * `budget` updates of the method, and
     its reference once: compute speedup = 1 - (beta * budget * update + reference) / uniform, with
     every line of both ledgers. Where beta is only known to be below (above) a bound, the speedup at
-    the bound stands as `low` (`high`), and `value` is null.
+    the bound stands as `low` (`high`), and `value` is null. The system speedup is the same in
+    seconds of the reference system; `recorded_` ones are the runs' own, each on a machine as busy
+    as it was, and not to be compared.
 
     Args:
         runs: of one configuration, over seeds.
         grid: uniform's, by updates; `budget` among them.
         budget: the updates whose metric is to be reached.
+        clock: of the reference system.
     """
     runs = sorted(runs, key=lambda run: run["config"]["seed"])
     config, updates = runs[0]["config"], runs[0]["config"]["updates"]
@@ -172,7 +184,8 @@ def point(runs: Sequence[Row], grid: Mapping[int, Sequence[Row]], budget: int) -
         "scorer_flops": max(scoring),
         "f_ratio": max(scoring) / forward,
         **{f"flops_{line}": flops for line, flops in lines.items()},
-        **{f: _mean(_clock(run, f, u=1) for run in runs) for f in ("seconds", "cpu_seconds")},
+        **_system(runs, clock),
+        **{f"recorded_{f}": _mean(_own(r, f) for r in runs) for f in ("seconds", "cpu_seconds")},
     }
     if config["method"] == "uniform":
         return {**entry, "scorer": None, "f_ratio": None}
@@ -190,11 +203,11 @@ def point(runs: Sequence[Row], grid: Mapping[int, Sequence[Row]], budget: int) -
         size = scoring[1]
         return published_cost(value, forward, size, sum(scoring), config["rho"]) / TRAIN / forward
 
-    def time(name: str) -> Callable[[float], float]:
-        theirs = _mean(_clock(run, name, u=1) for run in grid[budget])
-        return lambda value: (
-            _mean(_clock(run, name, u=value * budget / updates) for run in runs) / theirs
-        )
+    system = _system(grid[budget], clock)["system_seconds"]
+
+    def seconds(value: float) -> float:
+        first = entry["system_once_seconds"]
+        return (value * budget / updates * (entry["system_seconds"] - first) + first) / system
 
     return {
         **entry,
@@ -202,8 +215,7 @@ def point(runs: Sequence[Row], grid: Mapping[int, Sequence[Row]], budget: int) -
         "beta_max": (whole - once) / (budget * update),
         "beta_max_shared": whole / (budget * update),
         **gains(b, cost, published),
-        "wall_speedup": speedup(b, time("seconds")),
-        "cpu_speedup": speedup(b, time("cpu_seconds")),
+        "system_speedup": speedup(b, seconds) if clock else None,
     }
 
 
@@ -264,12 +276,26 @@ def _mean(values: Any) -> float:
     return float(np.mean(list(values)))
 
 
-def _clock(run: Row, name: str, u: float) -> float:
-    """Seconds of `u` times the run's updates and, once, of its reference's training.
+def _system(runs: Sequence[Row], clock: Clock | None) -> Row:
+    """Seconds of the reference system: all, what is spent once however long the run, and lines."""
+    if clock is None:
+        return dict.fromkeys(("system_seconds", "system_once_seconds", "system_f_ratio"))
+    spent = [clock.spent(run) for run in runs]
+    lines = [asdict(updates + once) for updates, once in spent]
+    return {
+        "system_seconds": _mean(updates.total + once.total for updates, once in spent),
+        "system_once_seconds": _mean(once.total for _, once in spent),
+        "system_f_ratio": clock.f_ratio(runs[0]),
+        **{f"system_{name}_seconds": _mean(line[name] for line in lines) for name in lines[0]},
+    }
+
+
+def _own(run: Row, name: str) -> float:
+    """Seconds that the run's record has, and its reference's.
 
     What a reference takes to score pairs afresh was only measured by the wall clock, and counts as
     CPU seconds too: at most too much.
     """
     reference = run["reference"]
     scoring = (run.get("reference_scoring_seconds") or {}).get("fresh", 0.0)
-    return float(u * (run[name] + scoring) + (reference[name] if reference else 0.0))
+    return float(run[name] + scoring + (reference[name] if reference else 0.0))
