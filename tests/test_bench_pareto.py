@@ -178,10 +178,9 @@ def test_full_queue_is_that_of_the_study():
     for scorer in ("femto", "pico", "mu", "nano", "micro"):
         for method in ("classact", "easy"):
             assert grid[method, "mini", scorer, 2, 1608] == 3
-    for scorer in ("pico", "nano"):
-        assert grid["classact", "mini", scorer, 4, 1608] == 3
-        assert grid["classact", "mini", scorer, 8, 1608] == 3
-    for learner in ("micro", "midi"):
+    for rho in (4, 8):
+        assert grid["classact", "mini", "pico", rho, 1608] == 3
+    for learner in ("micro", "nano"):
         assert grid["uniform", learner, "nano", 1, 2400] == 3
         assert grid["uniform", learner, "nano", 1, 1608] == 3
         assert grid["classact", learner, "pico", 2, 1608] == 3

@@ -32,8 +32,8 @@ IMAGES: dict[Scale, dict[str, Any]] = {
     "full": {
         "uniform": (100, 67, 80, 50, 133),
         "scorers": ("nano", "pico", "femto", "mu", "micro"),
-        "steep": {"nano": (4, 8), "pico": (4, 8)},
-        "learners": ("micro", "midi"),
+        "steep": {"pico": (4, 8)},
+        "learners": ("micro", "nano"),
     },
     "gpu": {
         "uniform": (100, 67, 50),
