@@ -26,7 +26,6 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
         {"online_average": 0.99, "online_rows": "drawn"},
     ),
     ("smoothed, distilled by half", {"distil": 0.5}),
-    ("smoothed, half the learning rate", {"online_lr": Config().online_lr / 2}),
     ("smoothed, temperature 1", {"temperature": 1.0}),
     ("smoothed, temperature 0.25", {"temperature": 0.25}),
     ("smoothed, scorers micro", {"scorer": "micro"}),
