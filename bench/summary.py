@@ -216,12 +216,16 @@ def scaling(content: Row) -> list[str]:
     ratios = [1 / row["f_ratio"] for row in rows]
     positive = [row["scorer"] for row in rows if row["compute_positive"]]
     slopes = content["slopes"]
-    words = {"holds": "more slowly", "not shown": "no faster, as far as this shows,"}
+    differs = f"a difference of {_points(slopes['difference'])}"
+    words = {
+        "holds": f"{differs}: learnability degrades more slowly",
+        "not shown": f"{differs}, within chance with {_seeds(content)} seeds",
+        "the opposite": f"{differs}: learnability degrades **faster**",
+    }
     said = (
         f"- **Scorers {min(ratios):.0f} to {max(ratios):.0f} times cheaper than the learner**: "
         f"ten times cheaper costs learnability {_points(slopes['classact'])} points of accuracy, "
-        f"easy-reference {_points(slopes['easy'])}: learnability degrades "
-        f"{words.get(content['verdict'], '**faster**')}. "
+        f"easy-reference {_points(slopes['easy'])}, {words[content['verdict']]}. "
     )
     pays = f"with {', '.join(positive)}" if positive else "with none of them"
     return [f"{said}Everything charged, ClassAct pays {pays} (mean of {_seeds(content)} seeds)."]

@@ -91,7 +91,7 @@ def test_the_summary_of_the_bench_says_what_holds_and_what_does_not():
     row = {"method": "classact", "f_ratio": 0.1, "scorer": "nano", "compute_positive": False}
     content = {
         "rows": [{"method": "uniform"}, row, {**row, "f_ratio": 0.01, "scorer": "pico"}],
-        "slopes": {"classact": spread, "easy": {**spread, "mean": 0.02}},
+        "slopes": {"classact": spread, "easy": {**spread, "mean": 0.02}, "difference": spread},
         "verdict": "the opposite",
         "seeds": [0, 1, 2],
     }
@@ -100,6 +100,8 @@ def test_the_summary_of_the_bench_says_what_holds_and_what_does_not():
     assert "degrades **faster**" in text and "pays with none of them" in text
     content["rows"][2]["compute_positive"], content["verdict"] = True, "holds"
     assert "more slowly" in summary.scaling(content)[0]
+    unsure = summary.scaling({**content, "verdict": "not shown"})[0]
+    assert "a difference of 0.45 ± 0.15, within chance with 3 seeds." in unsure
     assert "pays with pico" in summary.scaling(content)[0]
     assert summary.scaling({**content, "slopes": None}) == []
 

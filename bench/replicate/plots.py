@@ -107,7 +107,7 @@ def scaling(content: Row, path: Path) -> list[Path]:
                 panel.fill_between(x, low, high, color=COLOURS[number], alpha=0.18, lw=0)
             for row in rows if number == 1 else ():
                 right.text(
-                    row["f_ratio"], 0.02, row["scorer"], size=8, color=GREY, ha="center",
+                    row["f_ratio"], 0.86, row["scorer"], size=8, color=GREY, ha="center",
                     transform=right.get_xaxis_transform(),
                 )  # fmt: skip
         _levels(left, content)

@@ -40,31 +40,40 @@ PUBLISHED_BY = (
 
 
 def pictures(content: Row, path: Path) -> list[Path]:
-    """Accuracy against FLOPs, accuracy over a run as published, and the wrong labels kept."""
+    """Accuracy against FLOPs, wrong labels kept, and accuracy over runs as published, if any."""
+    published = any(point["schedule"] == "constant" for point in content["curves"])
     with style() as plt:
-        figure, (cost, run, wrong) = plt.subplots(1, 3, figsize=(13, 4.4), layout="constrained")
+        size = (13 if published else 9, 4.4)
+        figure, panels = plt.subplots(1, 3 if published else 2, figsize=size, layout="constrained")
+        cost, wrong = panels[:2]
+        kinds = {"decayed": (wrong, "wrong_kept")}
+        if published:
+            kinds["constant"] = (panels[2], "accuracy")
         _cost(cost, content)
         for number, method in enumerate(METHODS):
             look = {"color": COLOURS[number], "marker": MARKERS[number], "markersize": 4}
             points = [p for p in content["curves"] if p["method"] == method]
             points = [p for p in points if p["updates"] == content["updates"]]
-            for panel, schedule in ((run, "constant"), (wrong, "decayed")):
+            for schedule, (panel, name) in kinds.items():
                 shown = [p for p in points if p["schedule"] == schedule]
                 if not shown:
                     continue
                 at = [p["update"] for p in shown]
-                values = [p["accuracy" if panel is run else "wrong_kept"] for p in shown]
+                values = [p[name] for p in shown]
                 panel.plot(at, [100 * v["mean"] for v in values], label=NAMES[method], **look)
-                low, high = ([100 * v[name] for v in values] for name in ("least", "most"))
+                low, high = ([100 * v[end] for v in values] for end in ("least", "most"))
                 panel.fill_between(at, low, high, color=COLOURS[number], alpha=0.15, linewidth=0)
-        run.set(xlabel="updates", ylabel="test accuracy, %", title="constant rate, as published")
+        for panel in panels[2:]:
+            panel.set(
+                xlabel="updates", ylabel="test accuracy, %", title="constant rate, as published"
+            )
         wrong.set(xlabel="updates", ylabel="wrong labels among rows kept, %", title="decayed rate")
         for row in content["rows"]:
             if row["method"] == "uniform" and row["schedule"] == "constant":
-                run.axhline(100 * row["accuracy"]["mean"], color=COLOURS[0], linestyle=":")
+                panels[2].axhline(100 * row["accuracy"]["mean"], color=COLOURS[0], linestyle=":")
             if row["schedule"] == "decayed":
                 wrong.axhline(100 * row["base_rate"], color="#777777", linestyle="--", linewidth=1)
-        for panel in (run, wrong):
+        for panel in panels[1:]:
             if panel.collections:
                 panel.legend()
         return save(figure, path)
