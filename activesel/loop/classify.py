@@ -17,6 +17,7 @@ from activesel.ledger import TRAIN, Ledger, forward_flops, selection_flops
 from activesel.loop import data, records, training
 from activesel.loop.config import Config, ReferenceConfig
 from activesel.loop.evaluate import accuracy
+from activesel.loop.labelled import LabelledTrainer
 from activesel.models import ViT, load, save, vit
 from activesel.selector import Selector
 
@@ -79,7 +80,7 @@ def reference(
     return model, entry
 
 
-class Trainer(training.Trainer):
+class Trainer(LabelledTrainer):
     """One run: learner, scorers and selector; `counts` say how often each row was.
 
     Attributes:
@@ -127,9 +128,7 @@ class Trainer(training.Trainer):
             seed=records.seed(seed, "selection"),
         )
         self._order = records.seed(seed, "order")
-        self.counts = {
-            name: torch.zeros(len(self.rows), dtype=torch.int32) for name in ("kept", "drawn")
-        }
+        self.counts = self.fresh_counts()
         self.per_update = self._price(online, reference)
         self.once = Ledger(reference_training=reference_flops)
 
@@ -168,8 +167,7 @@ class Trainer(training.Trainer):
             self.selector.online = self.models["online"]
 
     def count(self, batch: Any, kept: Any) -> None:
-        for name, index in (("drawn", batch[2]), ("kept", kept[2])):
-            self.counts[name][index.cpu()] += 1  # no row is in a batch twice
+        self.tally(batch[2], kept[2])
 
     def learn(self, kept: Any) -> None:
         config = self.config
@@ -187,23 +185,6 @@ class Trainer(training.Trainer):
             with torch.no_grad():
                 mean, now = self.average.parameters(), self.models["online"].parameters()
                 torch._foreach_lerp_(list(mean), list(now), 1 - config.online_average)
-
-    def measure(self, last: bool) -> dict[str, float]:
-        rows = len(self.test) if last else self.config.quick
-        self.measured = accuracy(self.learner, self.test.images[:rows], self.test.labels[:rows])
-        return {
-            "accuracy": self.measured.overall,
-            "worst_class": self.measured.worst,
-            **self.kept(),
-        }
-
-    def kept(self) -> dict[str, int]:
-        """Rows kept so far, and how many of their labels are wrong."""
-        kept = self.counts["kept"]
-        return {
-            "kept": int(kept.sum()),
-            "kept_mislabelled": int(kept[self.rows.mislabelled].sum()),
-        }
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
@@ -251,18 +232,8 @@ def run(
     )
     trainer = Trainer(config, split, scorer, entry["flops"], device)
     curve = training.train(trainer, folder, checkpoint_every, on_update)
-    rows = {"ids": torch.arange(len(split.train)), **trainer.counts}
-    records.write_tensors(folder / "kept.safetensors", rows)
-    measured = trainer.measured
-    result = {
-        "accuracy": measured.overall,
-        "worst_class": measured.worst,
-        "by_class": list(measured.by_class),
-        "base_rate": float(split.train.mislabelled.double().mean()),
-        **trainer.kept(),
-        "reference": entry if config.reference else None,
-    }
-    return training.finish(trainer, folder, curve, result)
+    spent = {"reference": entry if config.reference else None}
+    return training.finish(trainer, folder, curve, trainer.result(folder) | spent)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from activesel.cache import ReferenceCache, write_cache
 from activesel.ledger import TRAIN, Ledger, forward_flops, selection_flops
 from activesel.loop import cifar, data, records, training
 from activesel.loop.evaluate import accuracy
+from activesel.loop.labelled import LabelledTrainer
 from activesel.loop.resnet import ResNet
 from activesel.loop.rho_config import FASHION_MNIST, METHODS, IrreducibleConfig, RhoConfig
 from activesel.selector import Selector
@@ -174,7 +175,7 @@ def _loss(model: ResNet, rows: data.Labelled, device: str) -> float:
     return float(total) / len(rows)
 
 
-class Trainer(training.Trainer):
+class Trainer(LabelledTrainer):
     """One run: learner and selector; `counts` say how often each row was drawn and kept."""
 
     def __init__(
@@ -204,9 +205,7 @@ class Trainer(training.Trainer):
             id_key=2,
         )
         self._order = records.seed(config.seed, "order")
-        self.counts = {
-            name: torch.zeros(len(self.rows), dtype=torch.int32) for name in ("kept", "drawn")
-        }
+        self.counts = self.fresh_counts()
         forward = forward_flops(learner, tuple(self.rows.images.shape[1:]))
         self.per_update = Ledger(
             learner=config.keep * TRAIN * forward,
@@ -222,8 +221,7 @@ class Trainer(training.Trainer):
         return index, (*kept, self.selector.kept_ids)
 
     def count(self, batch: Any, kept: Any) -> None:
-        for name, index in (("drawn", batch), ("kept", kept[2])):
-            self.counts[name][index.cpu()] += 1  # no row is in a batch twice
+        self.tally(batch, kept[2])
 
     def learn(self, kept: Any) -> None:
         images, labels, _ = kept
@@ -232,23 +230,6 @@ class Trainer(training.Trainer):
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"]
         training.descend(optimizer, F.cross_entropy(self.learner(images), labels))
-
-    def measure(self, last: bool) -> dict[str, float]:
-        rows = len(self.test) if last else self.config.quick
-        self.measured = accuracy(self.learner, self.test.images[:rows], self.test.labels[:rows])
-        return {
-            "accuracy": self.measured.overall,
-            "worst_class": self.measured.worst,
-            **self.kept(),
-        }
-
-    def kept(self) -> dict[str, int]:
-        """Rows kept so far, and how many of their labels are wrong."""
-        kept = self.counts["kept"]
-        return {
-            "kept": int(kept.sum()),
-            "kept_mislabelled": int(kept[self.rows.mislabelled].sum()),
-        }
 
 
 def run(
@@ -286,16 +267,5 @@ def run(
         once = Ledger(reference_training=entry["flops"], scoring_reference=entry["flops_table"])
     trainer = Trainer(config, rows, losses, once, device)
     curve = training.train(trainer, folder, checkpoint_every, on_update)
-    counts = {"ids": torch.arange(len(rows.train)), **trainer.counts}
-    records.write_tensors(folder / "kept.safetensors", counts)
-    measured = trainer.measured
-    result = {
-        "accuracy": measured.overall,
-        "worst_class": measured.worst,
-        "by_class": list(measured.by_class),
-        "base_rate": float(rows.train.mislabelled.double().mean()),
-        "rows": len(rows.train),
-        **trainer.kept(),
-        "reference": entry,
-    }
-    return training.finish(trainer, folder, curve, result)
+    more = {"rows": len(rows.train), "reference": entry}
+    return training.finish(trainer, folder, curve, trainer.result(folder) | more)
