@@ -271,7 +271,7 @@ def _step(run: Run, name: str, match: str) -> Step:
 
 def _free(out: Path, found: Row, today: str) -> Path:
     """A name that no earlier run has taken."""
-    gpu = found.get("gpu", "rehearsal").lower().removeprefix("nvidia ")  # a rehearsal sees none
+    gpu = (found.get("gpu") or "rehearsal").lower().removeprefix("nvidia ")  # a rehearsal sees none
     stem = "-".join([*re.findall(r"[a-z0-9]+", gpu), today])
     names = [stem, *(f"{stem}-{i}" for i in range(2, 1000))]
     return next(p for name in names if not (p := out / f"{name}.json").exists())

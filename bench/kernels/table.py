@@ -76,7 +76,8 @@ def _suite(scale: Scale, threads: int | None, found: Path, more: str) -> tuple[i
         "-W", "ignore::pytest_benchmark.logger.PytestBenchmarkWarning",
         "--benchmark-disable-gc", *shlex.split(more),
     ]  # fmt: skip
-    environment = dict(os.environ)
+    # Under pytest-xdist, of which these variables tell, pytest-benchmark times nothing.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     if threads is not None:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)

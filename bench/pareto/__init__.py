@@ -45,6 +45,7 @@ def command(
     from rich.table import Table
 
     console, path = Console(highlight=False, soft_wrap=True), out or common.results(scale, NAME)
+    console.width = max(console.width, 180)  # narrower, its table is one of single letters
     found, missing = study.gather(points.queue(scale), scale, workers, minutes, aggregate_only)
     rates, no_rates = _clock(clock, path, scale) if found else (None, [])
     figures = content(found, missing, scale, rates)
