@@ -132,7 +132,7 @@ def test_seconds_here_and_on_another_machine(run, tmp_path):
     spent = content["seconds"]
     assert spent["total"] == pytest.approx(sum(spent["lines"].values()))
     assert result["wall_speedup"] == pytest.approx(1 - spent["total"] / spent["uniform"])
-    assert f"{spent['forward_share']:.0%} of the learner's step" in printed.replace("\n", " ")
+    assert f"{spent['forward_share']:.0%} of the learner's step" in " ".join(printed.split())
     (tmp_path / "ledger.json").rename(tmp_path / "theirs.json")
     theirs = run(*names, system=tmp_path / "theirs.json", classes=10, beta=0.5)[0]["seconds"]
     assert theirs["forward"] == spent["forward"]

@@ -88,8 +88,9 @@ def test_host_waits_are_counted(call, count):
 @pytest.mark.skipif(sys.platform != "linux", reason="resident pages are read from /proc")
 @pytest.mark.parametrize("make", [torch.ones, lambda n: np.ones(n, np.float32)])
 def test_memory_of_a_known_allocation(make):
-    assert probes.memory(lambda: make(5_000_000), CPU) == pytest.approx(20e6, rel=0.05)
-    assert probes.memory(lambda: None, CPU) < 1e6
+    page = 2 << 20  # a huge one: Linux may round either end up to it
+    assert 19.5e6 < probes.memory(lambda: make(5_000_000), CPU) < 20e6 + 2 * page
+    assert probes.memory(lambda: None, CPU) < page
 
 
 def test_memory_where_nothing_can_tell(monkeypatch):
