@@ -5,10 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from activesel.ledger import TRAIN, Ledger, forward_flops
 from activesel.loop.icons import LENGTH
@@ -32,17 +30,6 @@ def build(size: str, patch: int, vocabulary: int) -> DualEncoder:
     )
 
 
-class _Words(nn.Module):
-    """A text tower that takes floats, which is what `forward_flops` feeds to a model."""
-
-    def __init__(self, tower: nn.Module) -> None:
-        super().__init__()
-        self.tower = tower
-
-    def forward(self, tokens: Tensor) -> Any:
-        return self.tower(tokens.long())
-
-
 @lru_cache(maxsize=64)
 def pair_flops(size: str, patch: int) -> float:
     """FLOPs of one forward pass per pair, both towers; the vocabulary is looked up, not multiplied.
@@ -53,7 +40,7 @@ def pair_flops(size: str, patch: int) -> float:
     with torch.device("meta"):
         model = build(size, patch, 3)
     return forward_flops(model.image, (1, SIDE, SIDE)) + forward_flops(
-        _Words(model.text), (LENGTH,)
+        model.text, ((LENGTH,), torch.int64)
     )
 
 

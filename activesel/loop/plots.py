@@ -67,11 +67,11 @@ def _curves(groups: Mapping[str, Sequence[Run]], panels: Any, target: float | No
             (_columns(runs, "update"), _columns(runs, "flops_total") / 1e12, seconds),
             strict=False,
         ):
-            _band(panel, x.mean(axis=0)[:-1], accuracy[:, :-1], label, look)
-            _final(panel, x.mean(axis=0)[-1], accuracy[:, -1], look)
+            band(panel, x.mean(axis=0)[:-1], accuracy[:, :-1], label, look)
+            final(panel, x.mean(axis=0)[-1], accuracy[:, -1], look)
         kept = np.diff(_columns(runs, "kept"), prepend=0)
         wrong = np.diff(_columns(runs, "kept_mislabelled"), prepend=0)
-        _band(panels[3], _columns(runs, "update").mean(axis=0), 100 * wrong / kept, label, look)
+        band(panels[3], _columns(runs, "update").mean(axis=0), 100 * wrong / kept, label, look)
     names = ("updates of the learner", "TFLOP, everything counted", "seconds, reference included")
     top = max(run["accuracy"] for runs in groups.values() for run in runs)
     for panel, name in zip(panels, names, strict=False):
@@ -248,7 +248,7 @@ def tiers(
             middles = ends - np.diff(ends, prepend=0) / 2
             for (tier, counts), marker in zip(kept.items(), MARKERS, strict=False):
                 look = {"color": TIERS[tier], "marker": marker}
-                _band(panel, middles, 100 * counts / whole, tier, look)
+                band(panel, middles, 100 * counts / whole, tier, look)
                 panel.axhline(100 * pool[tier], color=TIERS[tier], linestyle="--", linewidth=1)
             panel.set_title(label, size=10)
             panel.set(ylim=(0, 100), xlim=(0, None))
@@ -290,8 +290,8 @@ def recall_curves(
                 )
                 for panel, x in zip(axes, xs, strict=True):
                     if runs is budgets[0]:
-                        _band(panel, x.mean(axis=0), recall, label, look)
-                    _final(panel, x.mean(axis=0)[-1], recall[:, -1], look)
+                        band(panel, x.mean(axis=0), recall, label, look)
+                    final(panel, x.mean(axis=0)[-1], recall[:, -1], look)
         for panel, name in zip(axes, names, strict=True):
             panel.axhline(100 * target, color=COLOURS[0], linestyle=":", linewidth=1)
             panel.set(xlabel=name, xlim=(0, None), ylim=(0, None))
@@ -313,18 +313,20 @@ def _columns(runs: Sequence[Run], name: str) -> NDArray[np.float64]:  # [runs, p
     return np.array([[point[name] for point in run["curve"]] for run in runs], dtype=np.float64)
 
 
-def _band(
+def band(
     panel: Any,
     x: NDArray[np.float64],  # [points]
     y: NDArray[np.float64],  # [runs, points]
     label: str,
     look: dict[str, str],
 ) -> None:
+    """Draw the mean of some runs as a line, their range as a band."""
     panel.plot(x, y.mean(axis=0), label=label, linewidth=1.6, markersize=4, **look)
     panel.fill_between(x, y.min(axis=0), y.max(axis=0), color=look["color"], alpha=0.18, lw=0)
 
 
-def _final(panel: Any, x: float, y: NDArray[np.float64], look: dict[str, str]) -> None:
+def final(panel: Any, x: float, y: NDArray[np.float64], look: dict[str, str]) -> None:
+    """Draw the end of their schedules apart, as a star with their range."""
     spread = np.array([[y.mean() - y.min()], [y.max() - y.mean()]])
     panel.errorbar(
         x, y.mean(), yerr=spread, color=look["color"], marker="*", markersize=11, capsize=3

@@ -111,9 +111,8 @@ def text(content: Row) -> str:
 
 
 def _compared(content: Row) -> list[str]:
-    words = {1: "above", -1: "below", 0: "not told apart from"}
     parts = [
-        f"{r['label']} is {words[figures.sign(r['over_classact'])]} ClassAct "
+        f"{r['label']} is {figures.told(r['over_classact'])} ClassAct "
         f"({figures.points(r['over_classact'])} points)"
         for r in content["rows"]
         if r.get("over_classact")

@@ -212,6 +212,11 @@ def sign(entry: Row | None) -> int:
     return int(entry["low"] > 0) - int(entry["high"] < 0)
 
 
+def told(entry: Row) -> str:
+    """The same in words, "above", "below" or "not told apart from"."""
+    return {1: "above", -1: "below", 0: "not told apart from"}[sign(entry)]
+
+
 def name(entry: Row, content: Row) -> str:
     """Label, with its number of seeds where some are missing."""
     n, of = len(entry["seeds"]), len(content["seeds"])

@@ -189,9 +189,8 @@ def _setup(content: Row) -> str:
 
 
 def _findings(content: Row) -> list[str]:
-    words = {1: "above", -1: "below", 0: "not told apart from"}
     said = [
-        f"{row['label']} is {words[figures.sign(row['gain'])]} uniform with as many updates "
+        f"{row['label']} is {figures.told(row['gain'])} uniform with as many updates "
         f"({figures.points(row['gain'])} points, seed by seed)"
         for row in content["rows"]
         if row.get("gain")

@@ -78,8 +78,8 @@ def curves(groups: Sequence[Group]) -> list[Figure]:
                     y = np.array([100 * column(run, metric) for run in group.runs])
                     part = slice(-1) if "quick" in group.config else slice(None)
                     if group is budgets[0]:
-                        band(panel, x[part], y[:, part], group.family, look)
-                    end(panel, x[-1], 100 * np.array(group.metrics), look)
+                        plots.band(panel, x[part], y[:, part], _wrap(group.family), look)
+                    plots.final(panel, x[-1], 100 * np.array(group.metrics), look)
             panel.plot([], [], "*", color="#777777", markersize=10, label="end of a schedule")
             panel.set(xlabel=label, ylabel=f"{title}, %")
             panel.set_xlim(left=0)
@@ -107,7 +107,8 @@ def wrong(groups: Sequence[Group]) -> list[Figure]:
                 np.array([np.diff(column(run, name), prepend=0) for run in group.runs])
                 for name in ("kept", "kept_mislabelled")
             )
-            band(panel, ends - np.diff(ends, prepend=0) / 2, 100 * bad / kept, group.family, look)
+            middles = ends - np.diff(ends, prepend=0) / 2
+            plots.band(panel, middles, 100 * bad / kept, _wrap(group.family), look)
         rates = [run["base_rate"] for g in groups for run in g.runs if "base_rate" in run]
         if rates:
             panel.axhline(100 * np.mean(rates), color="#555555", ls="--", lw=1, label="in the data")
@@ -137,7 +138,7 @@ def tiers(groups: Sequence[Group]) -> list[Figure]:
             middles = ends - np.diff(ends, prepend=0) / 2
             for (tier, counts), marker in zip(kept.items(), plots.MARKERS, strict=False):
                 look = {"color": plots.TIERS[tier], "marker": marker}
-                band(panel, middles, 100 * counts / sum(kept.values()), tier, look)
+                plots.band(panel, middles, 100 * counts / sum(kept.values()), _wrap(tier), look)
                 if share := pool(group).get(tier):
                     panel.axhline(100 * share, color=look["color"], linestyle="--", linewidth=1)
             panel.set(xlabel="updates of the learner", ylabel="pairs kept, %", ylim=(0, 100))
@@ -182,23 +183,6 @@ def column(run: Run, name: str) -> NDArray[np.float64]:  # [points]
 
 def _has(run: Run, *names: str) -> bool:
     return all(name in point for name in names for point in run["curve"])
-
-
-def band(
-    panel: Any,
-    x: NDArray[np.float64],  # [points]
-    y: NDArray[np.float64],  # [runs, points]
-    label: str,
-    look: dict[str, str],
-) -> None:
-    panel.plot(x, y.mean(axis=0), label=_wrap(label), linewidth=1.6, markersize=4, **look)
-    panel.fill_between(x, y.min(axis=0), y.max(axis=0), color=look["color"], alpha=0.18, lw=0)
-
-
-def end(panel: Any, x: float, y: NDArray[np.float64], look: dict[str, str]) -> None:
-    mean = y.mean()
-    panel.errorbar(x, mean, yerr=[[mean - y.min()], [y.max() - mean]], color=look["color"],
-                   marker="*", markersize=11, capsize=3)  # fmt: skip
 
 
 def _legend(panel: Any) -> None:

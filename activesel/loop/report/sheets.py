@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -31,15 +32,15 @@ CLASSES = (
 MARKS = {"clean": "good", "noisy": "poor", "logo": "bad"}
 
 
-class Rows:
+class Rows(ABC):
     """Pictures of a run's training rows, and what is said beneath them."""
 
     ids: Tensor  # [N] int64
     images: Tensor  # [N, C, H, W] uint8
 
+    @abstractmethod
     def tile(self, row: int) -> tuple[str, str, str]:
         """Caption, kind and mark."""
-        raise NotImplementedError
 
 
 class Labelled(Rows):
