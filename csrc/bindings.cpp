@@ -157,6 +157,9 @@ PYBIND11_MODULE(_C, m) {
   });
 #ifdef ACTIVESEL_CUDA
   m.attr("cuda") = true;
+  m.attr("cuda_version") = cuda_version();
+  m.attr("cuda_architectures") = ACTIVESEL_CUDA_ARCHITECTURES;
+  m.def("cuda_driver_version", &cuda_driver_version);
   m.def("cuda_device_count", [] {
     const char* reason = nullptr;
     const int count = cuda_device_count(&reason);

@@ -11,6 +11,13 @@ __global__ void witness() {}
 
 }  // namespace
 
+int cuda_version() { return CUDART_VERSION; }
+
+int cuda_driver_version() {
+  int version = 0;
+  return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
+}
+
 int cuda_device_count(const char** reason) {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);

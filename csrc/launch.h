@@ -84,6 +84,10 @@ const char* isa();
 bool set_isa(const char* name);  // false: unknown, or this machine lacks it
 
 #ifdef ACTIVESEL_CUDA
+// The CUDA this was built with, and the newest that the driver takes (0: no driver), as 1000 major
+// + 10 minor. Neither starts a context.
+int cuda_version();
+int cuda_driver_version();
 // Devices the driver offers; -1 and a reason when it cannot say.
 int cuda_device_count(const char** reason);
 // nullptr when this binary holds code that `device` can run, else why not. Starts a context.

@@ -104,6 +104,7 @@ def test_the_bindings_pass_every_argument_on(tmp_path, monkeypatch):
         CXX, *FLAGS, "-O1", f"-I{CSRC}", f"-I{pybind11.get_include()}",
         f"-I{sysconfig.get_path('include')}", "-fvisibility=hidden", "-Wno-psabi",
         "-DACTIVESEL_CUDA", "-DACTIVESEL_ISA=baseline", '-DACTIVESEL_VERSION="0"',
+        '-DACTIVESEL_CUDA_ARCHITECTURES="emulated"',
         *(CSRC / name for name in ("bindings.cpp", "select_cpu.cpp", "kernels_cpu.cpp")),
         *("-x", "c++", CSRC / "topk_cuda.cu", CSRC / "device_cuda.cu"),
         *("-o", tmp_path / "_C.so"),

@@ -210,6 +210,8 @@ T __ldcg(const T* at) {
   return *at;
 }
 
+#define CUDART_VERSION 13000
+inline cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = emulator::device, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int device) {
   if (device < 0 || device >= emulator::devices) return cudaErrorInvalidDevice;
