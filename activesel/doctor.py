@@ -3,19 +3,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import json
+import os
 import platform
-from collections.abc import Callable, Iterator
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from activesel import __version__, _native, ops, spec, spec_joint
-from activesel.joint import joint_select
-from activesel.models import vit
-from activesel.operands import Forward, Head, Pairs
-from activesel.select import score, select
+from activesel import __version__, _native, _triton, driver, ops
+from activesel.selftest import check
 
 STAGES = {
     "scorer": "images -> rows, at once",
@@ -26,166 +31,255 @@ STAGES = {
     "topk": "keys -> rows",
     "joint": "pairs -> rows, jointly",
 }
-ROWS, CLASSES, WIDTH, KEPT = 300, 130, 48, 61  # nothing of it a multiple of a tile
-
-Find = Callable[[Tensor, int], tuple[Tensor, Tensor, Tensor]]
+VARIABLES = r"(ACTIVESEL|TRITON|CUDA)_|(NVIDIA_VISIBLE_DEVICES|LD_LIBRARY_PATH|CC)$"
 
 
-def find_rows(backend: str) -> Find:
-    """Top-k of keys by one backend."""
-    return _native.topk_cuda if backend == "cuda" else ops.MODULES[backend].topk
+@dataclass
+class Trial:
+    """One backend at one stage."""
+
+    outcome: str  # "right", "wrong", "cannot" or "untried"
+    why: str = ""  # what is wrong, or why it cannot
+    seconds: float | None = None  # of the self-test, compilation included
 
 
-def _side(stage: str, device: torch.device, seed: int) -> Head | Tensor:
-    g = torch.Generator().manual_seed(seed)
-    if stage == "head":
-        x, w = torch.randn(ROWS, WIDTH, generator=g), torch.randn(CLASSES, WIDTH, generator=g)
-        return Head(x.to(device).bfloat16(), (w / WIDTH**0.5).to(device).bfloat16())
-    shape = (ROWS, CLASSES) if stage == "logits" else (ROWS,)
-    return torch.randn(shape, generator=g).to(device)
+@dataclass
+class Stage:
+    auto: str | None  # the backend that backend="auto" takes; None: it raises
+    why: str
+    backends: dict[str, Trial]
 
 
-def _true_loss(x: Head | Tensor, labels: Tensor | None) -> Tensor:  # [B] float64
-    if isinstance(x, Head):
-        x = x.features.double() @ x.weight.double().T
-    x = x.double()
-    return x if labels is None else F.cross_entropy(x, labels, reduction="none")
+@dataclass
+class Device:
+    device: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, Stage] = field(default_factory=dict)
 
 
-def check(backend: str, stage: str, device: torch.device) -> str:
-    """Empty if a backend does a stage as the specification says, else what is wrong."""
-    if stage == "joint":
-        return _joint_differs(backend, device)
-    if stage == "scorer":
-        return _scorer_differs(backend, device)
-    online, reference = (_side(stage, device, seed) for seed in (0, 1))
-    if stage == "topk":
-        assert isinstance(online, Tensor)
-        return _rows_differ(find_rows(backend)(online, KEPT), online)
-    labels = None
-    if stage in ("head", "logits"):
-        labels = torch.arange(ROWS, device=device) % CLASSES
-    both = {"online": online, "reference": reference, "targets": labels, "backend": backend}
-    picked = None if stage == "scores" else select(**both, k=KEPT, seed=1, step=2)  # type: ignore
-    got = score(**both) if picked is None else picked.scores  # type: ignore[arg-type]
-    truth = _true_loss(online, labels) - _true_loss(reference, labels)
-    if not (error := (got - truth).abs().max().item()) <= 1e-5:
-        return f"scores are off by {error:.1e}"
-    if picked is None:
-        return ""
-    noise = spec.noise(ROWS, torch.tensor([1]), torch.tensor([2]))
-    keys, _ = spec.key(got.cpu(), noise, torch.ones(1))
-    if not torch.equal(picked.keys.cpu(), keys):
-        return "keys are not the specification's for these scores"
-    return _rows_differ((picked.indices, picked.threshold, picked.flags), keys)
+@dataclass
+class Examination:
+    """What `--json` prints; keys are only ever added."""
 
-
-def _scorer_differs(backend: str, device: torch.device) -> str:
-    """Two vision transformers, pixels to rows, against their own forward in float64."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (33, 1, 28, 28), dtype=torch.uint8, generator=generator)
-    labels = torch.arange(33) % 10
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        models = [vit("nano", image_size=28, patch=7, channels=1, classes=10) for _ in range(2)]
-        losses = [F.cross_entropy(m.double()(images), labels, reduction="none") for m in models]
-    online, reference = (Forward(m.float().to(device), images.to(device)) for m in models)
-    picked = select(
-        online=online, reference=reference, targets=labels.to(device), k=7, seed=1, backend=backend
-    )
-    error = (picked.scores.cpu() - (losses[0] - losses[1])).abs().max().item()
-    if not error <= 1e-2:  # operands are rounded to fp16
-        return f"scores are off by {error:.1e}"
-    rows = spec.topk(picked.keys.cpu(), 7)[0]
-    return "" if torch.equal(picked.indices.cpu(), rows) else "rows are not the specification's"
-
-
-def _joint_differs(backend: str, device: torch.device) -> str:
-    """Joint selection against the definition in float64."""
-    z = F.normalize(torch.randn(4, ROWS, WIDTH, generator=torch.Generator().manual_seed(0)), dim=2)
-    online, reference = (Pairs(z[i].to(device), z[i + 1].to(device), 10.0, -5.0) for i in (0, 2))
-    picked = joint_select(online=online, reference=reference, k=KEPT, seed=1, backend=backend)
-    number = torch.tensor([[10.0], [-5.0]]).double()
-    on, ref = ([*z[i : i + 2].double(), *number] for i in (0, 2))
-    seed, step, t = torch.tensor([1]), torch.tensor([0]), torch.ones(1)
-    rows, scores, batch = spec_joint.dense(on, ref, KEPT, 16, False, seed, step, t, 0, "sigmoid")
-    if not (error := (picked.scores.cpu() - scores).abs().max().item()) <= 1e-4:
-        return f"conditional scores are off by {error:.1e}"
-    if not torch.equal(picked.indices.cpu(), rows):
-        return "rows are not the specification's"
-    assert picked.batch_score is not None
-    error = (picked.batch_score.cpu() - batch).abs().item()
-    return f"the batch's score is off by {error:.1e}" if not error <= 1e-2 else ""
-
-
-def _rows_differ(found: tuple[Tensor, Tensor, Tensor], keys: Tensor) -> str:
-    names = "rows", "threshold", "flags"
-    expected = spec.topk(keys.cpu(), KEPT)
-    wrong = [
-        n for n, a, b in zip(names, found, expected, strict=True) if not torch.equal(a.cpu(), b)
-    ]
-    return f"{', '.join(wrong)} are not the specification's for these keys" if wrong else ""
-
-
-def devices() -> Iterator[torch.device]:
-    yield torch.device("cpu")
-    yield from (torch.device("cuda", i) for i in range(torch.cuda.device_count()))
+    host: str
+    platform: str
+    versions: dict[str, str]
+    module: dict[str, Any]
+    driver: dict[str, str]
+    tools: dict[str, Any]
+    environment: dict[str, str]
+    devices: list[Device] = field(default_factory=list)
+    missing: list[dict[str, str]] = field(default_factory=list)  # what, instead
+    faults: list[str] = field(default_factory=list)
+    healthy: bool = False
+    schema: int = 1
 
 
 def versions() -> dict[str, str]:
     found = {"activesel": __version__, "Python": platform.python_version()}
-    for name in ("torch", "triton", "numpy"):
+    found["torch"] = str(torch.__version__)
+    for name in ("activesel", "triton", "numpy"):
         try:
-            found[name] = importlib.metadata.version(name)
+            version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "absent"
+            version = "absent"
+        if name != "activesel" or version.startswith(f"{__version__}+"):  # 0.1.0+cu13
+            found[name] = version
+    return found | {"torch_cuda": torch.version.cuda or "none"}
+
+
+def module() -> dict[str, str]:
+    found = {"state": _native.reason(), "cuda_kernels": _native.cuda_reason() or "ready"}
+    if _native.available():
+        found["file"] = (it := _native._module()).__file__
+        if it.cuda:
+            found["cuda"] = driver.dotted(it.cuda_version)
+            found["architectures"] = it.cuda_architectures
     return found
 
 
-def examine(device: torch.device) -> bool:
-    """Print what runs on a device, and why not the rest; whether all of it is right."""
-    reasons: dict[str, None] = {}
-    faults: dict[str, None] = {}
-    print(f"{'':26}{'auto takes':12}" + "".join(f"{name:8}" for name in ops.BACKENDS[1:]))
-    for stage, what in STAGES.items():
+def tools() -> dict[str, Any]:
+    nvccs = os.environ.get("CUDACXX") or "nvcc", f"{os.environ.get('CUDA_HOME')}/bin/nvcc"
+    nvcc = next(filter(None, map(shutil.which, (*nvccs, "/usr/local/cuda/bin/nvcc"))), None)
+    found: dict[str, Any] = {"c_compiler": _triton.compiler(), "nvcc": nvcc}
+    if not _triton.absent():
+        import triton
+
+        folder = Path(triton.knobs.cache.dir)
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+        found |= {"triton_cache": str(folder), "triton_cache_writable": writable}
+    return found
+
+
+def driver_found() -> dict[str, str]:
+    newest = driver.newest_cuda()
+    found = {"cuda": driver.dotted(newest)} if newest else {}
+    with contextlib.suppress(OSError, IndexError):
+        said = Path("/proc/driver/nvidia/version").read_text()
+        found["version"] = re.findall(r"\d+(?:\.\d+)+", said)[0]
+    return found
+
+
+def devices() -> Iterator[torch.device]:
+    yield torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0  # else NVML counts alone
+    yield from (torch.device("cuda", i) for i in range(count))
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    if device.type == "cpu":
+        return {"name": platform.machine(), "threads": torch.get_num_threads()}
+    it = torch.cuda.get_device_properties(device)
+    free, total = torch.cuda.mem_get_info(device)
+    gib = {"memory_gib": round(total / 2**30, 1), "free_gib": round(free / 2**30, 1)}
+    found = {"name": it.name, "capability": f"{it.major}.{it.minor}", **gib}
+    return found | {"uuid": str(getattr(it, "uuid", ""))}
+
+
+def plan(device: torch.device) -> dict[str, Stage]:
+    """Which backend would take each stage, and why not the others; nothing is run."""
+    stages = {}
+    for stage in STAGES:
+        auto: str | None = None
         try:
-            chosen, why = ops.choose("auto", device, stage)
-            reasons[f"auto takes {chosen}: {why}"] = None
+            auto, why = ops.choose("auto", device, stage)
         except (RuntimeError, ValueError) as error:  # the environment asks for what cannot be
-            chosen = "-"
-            faults[str(error)] = None
-        cells = []
-        for backend in ops.BACKENDS[1:]:
-            if why := ops.why_not(backend, stage, device):
-                reasons[f"{backend}: {why}"] = None
-                cells.append("-")
+            why = str(error)
+        reasons = {name: ops.why_not(name, stage, device) for name in ops.BACKENDS[1:]}
+        trials = {name: Trial("cannot" if no else "untried", no) for name, no in reasons.items()}
+        stages[stage] = Stage(auto, why, trials)
+    return stages
+
+
+def try_out(found: Device) -> Iterator[str]:
+    """Runs what the plan says can run, fills in how it went, and yields what is wrong."""
+    for stage, planned in found.stages.items():
+        for name, trial in planned.backends.items():
+            if trial.outcome == "cannot":
                 continue
+            start = time.perf_counter()
             try:
-                wrong = check(backend, stage, device)
+                trial.why = check(name, stage, torch.device(found.device))
             except Exception as error:  # one backend's crash must not hide the others
-                wrong = f"{type(error).__name__}: {error}"
-            cells.append("WRONG" if wrong else "right")
-            if wrong:
-                faults[f"{what} by {backend}: {wrong}"] = None
-        print(f"  {what:24}{chosen:12}" + "".join(f"{cell:8}" for cell in cells))
-    for line in [*reasons, *(f"WRONG {fault}" for fault in faults)]:
-        print(f"  {line}")
-    return not faults
+                trial.why = f"{type(error).__name__}: {error}"
+            trial.seconds = round(time.perf_counter() - start, 3)
+            trial.outcome = "wrong" if trial.why else "right"
+            if trial.why:
+                yield f"{found.device}: {STAGES[stage]} by {name}: {trial.why}"
 
 
-def report() -> bool:
-    """Print everything; whether all that can run here is right."""
-    print("  ".join(f"{name} {version}" for name, version in versions().items()))
-    print(f"compiled module: {_native.reason()}")
-    print(f"its CUDA kernels: {_native.cuda_reason() or 'ready'}")
-    healthy = True
+def missing(found: Examination) -> dict[str, str]:
+    """What is not here, with its remedy; and what takes its place."""
+    newest, out = driver.newest_cuda(), {}
+    gpus = [device for device in found.devices[1:] if device.stages]
+    if why := _native.cuda_reason():
+        bare = why == _native.NO_CUDA and not found.tools["nvcc"]
+        out[why + " (no nvcc is found here)" * bare] = "triton on GPUs"
+    if not _native.available():
+        out[_native.reason()] = "torch on the CPU, triton on GPUs"
+    if not newest:
+        out[driver.NONE] = "the CPU"
+    elif not (built := torch.version.cuda):
+        out["torch is built without CUDA: install one built with the driver's"] = "the CPU"
+    elif why := driver.too_old(newest, built, "torch"):
+        out[why] = "the CPU"
+    elif not gpus:
+        out["torch finds no GPU: ask the scheduler for one, see CUDA_VISIBLE_DEVICES"] = "the CPU"
+    if why := _triton.absent() or _triton.no_launcher():
+        out[why] = "torch on GPUs"
+    for gpu in gpus:
+        for name, stage in ("cuda", gpu.stages["topk"]), ("triton", gpu.stages["head"]):
+            if (why := stage.backends[name].why) and not any(said.startswith(why) for said in out):
+                out[why] = f"{stage.auto or 'nothing'} on GPUs"
+    if not found.tools.get("triton_cache_writable", True):
+        why = f"{found.tools['triton_cache']} cannot be written: set TRITON_CACHE_DIR"
+        out[why] = "nothing, Triton's kernels fail on GPUs"
+    return out
+
+
+def unmet(backend: str, found: Examination) -> Iterator[str]:
+    """Why `backend` does not run where it is required, besides what is wrong anyway."""
+    there = found.devices[:1] if backend == "native" else found.devices[1:]
+    if not there:
+        yield f"--require {backend}: torch finds no GPU"
+    for device in there:
+        for stage in ops.KERNELS[backend]:
+            if device.stages and (trial := device.stages[stage].backends[backend]).why:
+                yield f"--require {backend}: {trial.why}, on {device.device}"
+
+
+def examine(require: Sequence[str] = (), run: bool = True) -> Examination:
+    """Everything; with `run` false no kernel is tried."""
+    set_here = {k: v for k, v in sorted(os.environ.items()) if re.match(VARIABLES, k)}
+    where = platform.node(), platform.platform()
+    found = Examination(*where, versions(), module(), driver_found(), tools(), set_here)
     for device in devices():
-        name = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
-        print(f"\n{device}{name}: every backend against the specification")
-        healthy = examine(device) and healthy
+        it = Device(str(device))
+        found.devices.append(it)
+        try:
+            it.facts, it.stages = facts(device), plan(device)
+        except RuntimeError as error:
+            found.faults.append(f"{device} cannot be used: {error}")
+        found.faults += dict.fromkeys(s.why for s in it.stages.values() if s.auto is None)
+    found.missing = [{"what": k, "instead": v} for k, v in missing(found).items()]
+    for backend in require:
+        found.faults += dict.fromkeys(unmet(backend, found))
+    for it in found.devices if run else ():
+        found.faults += try_out(it)
+    found.healthy = not found.faults
+    return found
+
+
+def _line(of: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in of.items())
+
+
+def _print_device(found: Device) -> None:
+    print(f"\n{found.device}, {_line(found.facts)}: every backend against the specification")
+    print(f"{'':26}{'auto takes':12}" + "".join(f"{name:14}" for name in ops.BACKENDS[1:]))
+    reasons: dict[str, None] = {}
+    for stage, it in found.stages.items():
+        if it.auto:
+            reasons[f"auto takes {it.auto}: {it.why}"] = None
+        cells = []
+        for name, trial in it.backends.items():
+            if trial.outcome == "cannot":
+                reasons[f"{name}: {trial.why}"] = None
+                cells.append("-")
+            else:
+                said = trial.outcome.replace("wrong", "WRONG")
+                cells.append(said if trial.seconds is None else f"{said} {trial.seconds:.2f} s")
+        print(f"  {STAGES[stage]:24}{it.auto or '-':12}" + "".join(f"{c:14}" for c in cells))
+    print(*(f"  {line}" for line in reasons), sep="\n")
+
+
+def _print(found: Examination) -> None:
+    print(f"{found.host}: {found.platform}\n{_line(found.versions)}")
+    for name in ("module", "driver", "tools", "environment"):
+        said = [f"{key}: {value}" for key, value in getattr(found, name).items()]
+        print(f"{name}:", *(said or ["none"]), sep="\n  ")
+    for device in found.devices:
+        _print_device(device)
     print(
         "\nForward is one launch, pixels to rows, where the scorer has parts (activesel.models.ViT)"
         "\nof a size that is faster so; it joins the head stage where it has forward_features and"
-        "\nan nn.Linear head; the output of any other is taken as logits, rounded as it comes."
+        "\nan nn.Linear head; the output of any other is taken as logits, rounded as it comes.\n"
     )
-    return healthy
+    for it in found.missing:
+        print(f"missing: {it['what']} (used instead: {it['instead']})")
+    for fault in found.faults:
+        print(f"WRONG: {fault}")
+    verdict = "all that can run here is right" if found.healthy else "not healthy, see WRONG above"
+    print(f"{found.host}: {verdict}")
+
+
+def report(as_json: bool = False, require: Sequence[str] = ()) -> bool:
+    """Print everything; whether all that can run here is right and all that is required runs."""
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        found = examine(require)
+    if as_json:
+        print(json.dumps(asdict(found)))  # on one line, so that nodes' lines can be told apart
+    else:
+        _print(found)
+    return found.healthy

@@ -45,6 +45,7 @@ LIB.define(
 # What a backend may have a kernel for: images -> rows, heads or logits -> keys, losses -> scores,
 # losses -> keys -> rows, keys -> rows, embeddings of pairs -> rows.
 STAGES = ("scorer", "head", "logits", "scores", "losses", "topk", "joint")
+KERNELS = {"native": STAGES[1:], "triton": STAGES, "cuda": ("losses", "topk")}
 
 
 def why_not(name: str, stage: str, device: torch.device) -> str:
@@ -52,7 +53,7 @@ def why_not(name: str, stage: str, device: torch.device) -> str:
     if name == "triton":
         return _triton.reason(device)
     if name == "native":
-        if stage == "scorer":
+        if stage not in KERNELS[name]:
             return "no native kernel takes a scorer whole"
         if device.type != "cpu":
             return f"native kernels run on the CPU, got tensors on {device}"
@@ -60,7 +61,7 @@ def why_not(name: str, stage: str, device: torch.device) -> str:
     if name == "cuda":
         if device.type != "cuda":
             return f"CUDA kernels run on CUDA devices, got tensors on {device}"
-        if stage not in ("losses", "topk"):
+        if stage not in KERNELS[name]:
             return f"no CUDA C++ kernel takes {stage}, a Triton kernel does"
         return _native.cuda_reason(device.index or 0)
     return ""
@@ -93,11 +94,13 @@ def choose(
     better: dict[str, str] = {}  # and why they cannot
     for name in PREFERRED.get(device.type, ()):
         if not (why := why_not(name, stage, device)):
+            if "cuda" in better and better["cuda"] == _native.cuda_fault(device.index or 0):
+                say_once(f"activesel: Triton's kernels stand in for CUDA's: {better['cuda']}")
             return name, "; ".join(better.values()) or "the fastest here"
         better[name] = why
     why = "; ".join(better.values()) or f"no kernels for {device.type}"
     if better and device.type != "cpu":
-        _triton.say_once(f"activesel: {stage} on {device} is left to torch: {why}")
+        say_once(f"activesel: {stage} on {device} is left to torch: {why}")
     return "torch", why
 
 

@@ -27,23 +27,24 @@ from bench import (
     scorer_text,
     speed,
     summary,
+    wheels,
 )
 from bench.aggregate import interval
 from bench.replicate import command as replicate
 
 ROOT = Path(__file__).parent.parent
 README, DETAILS = ROOT / "README.md", ROOT / "docs" / "results.md"
-BENCH = ROOT / "docs" / "bench.md"
+BENCH, CLUSTERS = ROOT / "docs" / "bench.md", ROOT / "docs" / "clusters.md"
 Row = dict[str, Any]
 
 
 def command(check: bool = False) -> None:
-    """Rewrite the figures of README.md, docs/results.md and docs/bench.md.
+    """Rewrite the figures of README.md and of the pages in docs/ that have any.
 
     Args:
         check: change nothing; exit with 1 if there is something to change.
     """
-    for page in (README, DETAILS, BENCH):
+    for page in (README, *BLOCKS):
         before = page.read_text()
         after = render(before, page)
         if check and after != before:
@@ -289,5 +290,6 @@ BLOCKS: dict[Path, dict[str, Block]] = {
             "kernels": kernels.text,
         }.items()
     },
+    CLUSTERS: {"wheels": (wheels.RESULTS, wheels.table)},
 }
 ALL = {name: block for blocks in BLOCKS.values() for name, block in blocks.items()}

@@ -5,8 +5,9 @@
 
 #include "gumbel.h"
 
-namespace activesel {
-namespace {
+// Named, since nvcc puts a hash of the source's path into the names of what is anonymous or static,
+// and the same sources would not give the same bytes elsewhere.
+namespace activesel::gpu {
 
 constexpr int kThreads = 1024, kWarps = kThreads / 32;
 constexpr int kItems = 8, kTile = kItems * kThreads;  // rows a thread, rows a block, at a time
@@ -14,10 +15,10 @@ constexpr int kDigit = 11, kBins = 1 << kDigit;  // two bins a thread, the highe
 constexpr unsigned kLanes = 0xFFFFFFFF;
 static_assert(kBins == 2 * kThreads);
 
-__device__ unsigned lane() { return threadIdx.x % 32; }
-__device__ unsigned warp() { return threadIdx.x / 32; }
+__device__ inline unsigned lane() { return threadIdx.x % 32; }
+__device__ inline unsigned warp() { return threadIdx.x / 32; }
 
-__device__ uint32_t warp_scan(uint32_t x) {  // sum of the lanes up to this one
+__device__ inline uint32_t warp_scan(uint32_t x) {  // sum of the lanes up to this one
   for (unsigned d = 1; d < 32; d *= 2) {
     const uint32_t other = __shfl_up_sync(kLanes, x, d);
     x += lane() >= d ? other : 0;
@@ -29,7 +30,7 @@ struct Scan {
   uint32_t before, total;  // sums over the threads before this one, and over the block
 };
 
-__device__ Scan block_scan(uint32_t x) {
+__device__ inline Scan block_scan(uint32_t x) {
   __shared__ uint32_t sums[kWarps];
   const uint32_t here = warp_scan(x);
   __syncthreads();  // an earlier call's sums have been read
@@ -45,7 +46,7 @@ struct Place {
 };
 
 // The bin where `rank` falls, counted from bin 0; a rank beyond them all falls in the last bin.
-__device__ Place find(const uint32_t* bins, uint32_t rank) {
+__device__ inline Place find(const uint32_t* bins, uint32_t rank) {
   __shared__ Place place;
   const uint32_t t = threadIdx.x, a = bins[2 * t], b = bins[2 * t + 1];
   const uint32_t before = block_scan(a + b).before, middle = before + a;
@@ -55,12 +56,12 @@ __device__ Place find(const uint32_t* bins, uint32_t rank) {
   return place;
 }
 
-__device__ void clear(uint32_t* bins) {
+__device__ inline void clear(uint32_t* bins) {
   bins[threadIdx.x] = bins[threadIdx.x + kThreads] = 0;
   __syncthreads();
 }
 
-__device__ uint32_t block_or(uint32_t flags) {
+__device__ inline uint32_t block_or(uint32_t flags) {
   __shared__ uint32_t all;
   if (threadIdx.x == 0) all = 0;
   __syncthreads();
@@ -139,5 +140,4 @@ __device__ void write(const float* keys, const Rows& r, const Result& out, uint3
   }
 }
 
-}  // namespace
-}  // namespace activesel
+}  // namespace activesel::gpu

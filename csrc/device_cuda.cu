@@ -5,11 +5,11 @@
 #include "launch.h"
 
 namespace activesel {
-namespace {
+namespace gpu {
 
 __global__ void witness() {}
 
-}  // namespace
+}  // namespace gpu
 
 int cuda_version() { return CUDART_VERSION; }
 
@@ -32,7 +32,7 @@ const char* cuda_probe(int device) {
   if (error == cudaSuccess) error = cudaSetDevice(device);
   if (error == cudaSuccess) {
     cudaFuncAttributes attributes;
-    error = cudaFuncGetAttributes(&attributes, witness);
+    error = cudaFuncGetAttributes(&attributes, gpu::witness);
     cudaSetDevice(before);
   }
   cudaGetLastError();  // leave no error behind for the next caller

@@ -4,8 +4,7 @@
 #include "block.cuh"
 #include "launch.h"
 
-namespace activesel {
-namespace {
+namespace activesel::gpu {
 
 struct Source {  // of keys; `keys` holds them already unless they are to be made
   Operand online, reference;
@@ -22,10 +21,10 @@ struct Brain {  // bfloat16
   uint16_t bits;
 };
 
-__device__ float widen(float x) { return x; }
-__device__ float widen(double x) { return float(x); }
-__device__ float widen(Brain x) { return as_float(uint32_t(x.bits) << 16); }
-__device__ float widen(Half x) {
+__device__ inline float widen(float x) { return x; }
+__device__ inline float widen(double x) { return float(x); }
+__device__ inline float widen(Brain x) { return as_float(uint32_t(x.bits) << 16); }
+__device__ inline float widen(Half x) {
   const uint32_t magnitude = x.bits & 0x7FFF, sign = uint32_t(x.bits & 0x8000) << 16;
   const float finite = as_float(magnitude << 13) * 0x1p112f;  // exact, subnormals too
   return as_float(sign | (magnitude < 0x7C00 ? as_bits(finite) : 0x7F800000 | magnitude << 13));
@@ -43,7 +42,7 @@ __device__ void read(const Operand& x, int64_t row, int begin, int end, float (&
 }
 
 // Losses of the rows row + begin .. row + end - 1; 0 where there are none.
-__device__ void losses(const Operand& x, int64_t row, int begin, int end, float (&out)[4]) {
+__device__ inline void losses(const Operand& x, int64_t row, int begin, int end, float (&out)[4]) {
   out[0] = out[1] = out[2] = out[3] = 0.0f;
   if (x.kind == Kind::absent) return;
   switch (x.dtype) {
@@ -60,7 +59,7 @@ __device__ void losses(const Operand& x, int64_t row, int begin, int end, float 
 
 // Makes this block's scores and keys and returns the thread's flags. Four rows share a Philox
 // block.
-__device__ uint32_t make_keys(const Source& s, const Rows& r) {
+__device__ inline uint32_t make_keys(const Source& s, const Rows& r) {
   const uint64_t seed = uint64_t(*s.seed);
   const uint32_t step = uint32_t(*s.step);
   const Temper t = temper(*s.temperature);
@@ -87,5 +86,4 @@ __device__ uint32_t make_keys(const Source& s, const Rows& r) {
   return flags;
 }
 
-}  // namespace
-}  // namespace activesel
+}  // namespace activesel::gpu

@@ -13,7 +13,7 @@
 #include "keys.cuh"
 
 namespace activesel {
-namespace {
+namespace gpu {
 
 constexpr int64_t kSmall = kWarps * kTile;  // a share for each warp of a block, a tile a share
 constexpr int64_t kMaxRows = INT32_MAX, kShares = 512;
@@ -327,7 +327,9 @@ const char* run_on(int device, bool make, const Source& source, int64_t rows, in
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
-}  // namespace
+}  // namespace gpu
+
+using namespace gpu;
 
 int64_t topk_cuda_workspace(int64_t rows) {
   if (rows > kSmall) return sizeof(State) + 2 * kShares * sizeof(uint32_t);

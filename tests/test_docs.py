@@ -69,7 +69,7 @@ def test_examples_run(name, value, owner):
     finder = doctest.DocTestFinder(recurse=False)
     for test in finder.find(value, name, module=module, globs=dict(vars(module))):
         failures = []
-        doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(
+        doctest.DocTestRunner(verbose=False, optionflags=doctest.NORMALIZE_WHITESPACE).run(
             test, out=failures.append
         )
         assert not failures, "".join(failures)

@@ -151,7 +151,7 @@ def test_training_at_two_patch_sizes_learns_at_both(size, loss):
         value.backward()
         optimizer.step()
         losses.append(value.item())
-    assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
     for patch in (16, 32):
         with torch.no_grad():
             out = model.at(patch)(*held)

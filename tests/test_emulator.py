@@ -23,7 +23,7 @@ BARRIER = "__syncthreads();"
 
 
 def sources():
-    return {path.name: path.read_text() for path in CSRC.iterdir()}
+    return {path.name: path.read_text() for path in CSRC.glob("*")}
 
 
 def barriers():

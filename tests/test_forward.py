@@ -77,6 +77,7 @@ def test_counting_sees_the_forward(calls):
     assert counter.get_total_flops() == alone.get_total_flops() > 0
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 def test_tracing_sees_the_forward(calls):
     model = scorer()
     plain = score(online=Forward(model, IMAGES), targets=LABELS)

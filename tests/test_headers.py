@@ -14,7 +14,10 @@ from activesel import spec
 CSRC = Path(__file__).parent.parent / "csrc"
 CXX = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
 FLAGS = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", f"-I{CSRC}"]
-pytestmark = pytest.mark.skipif(CXX is None, reason="no C++ compiler")
+pytestmark = [
+    pytest.mark.skipif(CXX is None, reason="no C++ compiler"),
+    pytest.mark.skipif(not CSRC.exists(), reason="needs a checkout's csrc"),
+]
 
 PROGRAM = r"""
 #include "gumbel.h"

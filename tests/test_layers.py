@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
+import activesel
+
 ROOT = Path(__file__).parent.parent
-PACKAGE = ROOT / "activesel"
+PACKAGE = Path(activesel.__file__).parent  # the installed one, outside of a checkout
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Low to high; a module imports from lower layers only (or from its own folder).
 LAYERS = [
-    {"files"},
+    {"files", "driver"},
     {"vit_parts"},
     {"spec", "spec_joint", "spec_scorer"},
     {"packing"},
@@ -25,7 +27,7 @@ LAYERS = [
     {"cache", "cache_files"},
     {"selector", "testing"},
     {"models", "ledger"},
-    {"loop", "doctor"},
+    {"loop", "doctor", "selftest"},
     {"__main__"},
 ]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
@@ -72,7 +74,8 @@ def test_the_core_does_not_know_its_users():
     allowed = {
         "spec": set(),
         "spec_joint": {"spec"},
-        "_native": {"spec", "spec_joint", "_C", "__version__"},
+        "driver": set(),
+        "_native": {"spec", "spec_joint", "driver", "_C", "__version__"},
         "_triton": {"spec", "spec_joint", "kernels"},
         "vit_parts": set(),
         "packing": {"vit_parts", "spec_scorer", "files"},
@@ -124,9 +127,10 @@ def test_import_is_light():
 
 
 def lines(folder, *patterns):
-    files = [path for pattern in patterns for path in (ROOT / folder).rglob(pattern)]
+    root = PACKAGE.parent if folder == "activesel" else ROOT
+    files = [path for pattern in patterns for path in (root / folder).rglob(pattern)]
     return {
-        str(path.relative_to(ROOT)): len(path.read_text().splitlines())
+        str(path.relative_to(root)): len(path.read_text().splitlines())
         for path in files
         if not {"build", ".venv"} & set(path.parts)
     }
@@ -137,14 +141,16 @@ def test_budgets():
     rest = lines("tests", "*.py") | lines("bench", "*.py") | lines("examples", "*.py")
     long = {path: n for path, n in (python | native | rest).items() if n > 400}
     assert not long, "no file over 400 lines"
-    assert sum(n for path, n in python.items() if "/loop/" not in path) < 9300
+    assert sum(n for path, n in python.items() if "/loop/" not in path) < 9500
     assert sum(native.values()) < 3000
 
 
 def test_every_source_file_names_its_licence():
-    for path in [*lines("activesel", "*.py"), *lines("tests", "*.py"), *lines("bench", "*.py")]:
-        first = (ROOT / path).read_text().partition("\n")[0]
-        assert first == "# SPDX-License-Identifier: Apache-2.0", path
-    for path in lines("csrc", "*.cpp", "*.h", "*.cu", "*.cuh"):
-        first = (ROOT / path).read_text().partition("\n")[0]
-        assert first == "// SPDX-License-Identifier: Apache-2.0", path
+    for folder, mark, suffixes in (
+        (PACKAGE, "#", {".py"}), (ROOT / "tests", "#", {".py"}), (ROOT / "bench", "#", {".py"}),
+        (ROOT / "csrc", "//", {".cpp", ".h", ".cu", ".cuh"}),
+    ):  # fmt: skip
+        for path in folder.rglob("*"):
+            if path.suffix in suffixes:
+                first = path.read_text().partition("\n")[0]
+                assert first == f"{mark} SPDX-License-Identifier: Apache-2.0", path

@@ -289,6 +289,7 @@ def test_workers_stop_with_the_sweep(signum, tmp_path):
     finally:
         with suppress(ProcessLookupError):  # whoever is left
             os.killpg(parent.pid, signal.SIGKILL)
+        parent.communicate()
 
 
 def test_sweep_refuses_no_workers(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from bench import readme, summary
 
-PAGES = [readme.README, readme.DETAILS, readme.BENCH]
+PAGES = [readme.README, *readme.BLOCKS]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -13,9 +13,9 @@ from activesel import _native
 HERE = Path(__file__).parent
 CSRC = HERE.parent.parent / "csrc"
 CXX = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
-if sys.platform != "linux":
+if sys.platform != "linux" or not CSRC.exists():
     CXX = None
-NEEDS = "the CUDA emulator needs Linux and a C++ compiler"
+NEEDS = "the CUDA emulator needs Linux, a C++ compiler and a checkout's csrc"
 FLAGS = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-shared",
          "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE", f"-I{HERE}"]  # fmt: skip
 
