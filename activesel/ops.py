@@ -9,12 +9,13 @@ bits in `flags`.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from activesel import _native, _triton, spec, spec_joint
 
@@ -116,12 +117,12 @@ def opaque(x: Tensor) -> bool:
 
     A plain eager call skips the dispatcher, which takes 4 us.
     """
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or type(x) is not Tensor
-    )
+    if torch.compiler.is_compiling():
+        return True
+    if torch._C._len_torch_dispatch_stack() > 0:
+        register_flops()
+        return True
+    return torch._C._functorch.peek_interpreter_stack() is not None or type(x) is not Tensor
 
 
 def _stage(online: Sequence[Tensor], reference: Sequence[Tensor], reduced: str) -> str:
@@ -295,7 +296,6 @@ torch.library.register_fake("activesel::select", _fake_select, lib=LIB)
 torch.library.register_fake("activesel::joint_select", _fake_joint, lib=LIB)
 
 
-@register_flop_formula([torch.ops.activesel.score, torch.ops.activesel.select])
 def _flops(online: Any, reference: Any, *_: Any, **__: Any) -> int:
     """2 D C per token and head; torch's own counter leaves pointwise work out, and so do we."""
     total = 0
@@ -306,7 +306,6 @@ def _flops(online: Any, reference: Any, *_: Any, **__: Any) -> int:
     return total
 
 
-@register_flop_formula(torch.ops.activesel.joint_select)
 def _joint_flops(online: Any, reference: Any, k: int, chunks: int, *_: Any, **__: Any) -> int:
     """2 D per similarity: both directions of every chunk but the last against all rows, and of the
     last against the rows chosen."""
@@ -317,3 +316,25 @@ def _joint_flops(online: Any, reference: Any, k: int, chunks: int, *_: Any, **__
             rows, width = shapes[0]
             total += 4 * width * (sum(before) * rows + last * k)
     return total
+
+
+FLOPS = {
+    torch.ops.activesel.score: _flops,
+    torch.ops.activesel.select: _flops,
+    torch.ops.activesel.joint_select: _joint_flops,
+}
+
+
+def register_flops() -> None:
+    """Tells torch's FLOP counter, where it is in use; to import it would import Triton."""
+    if (counting := sys.modules.get("torch.utils.flop_counter")) is None:
+        return
+    for op, formula in FLOPS.items():
+        if op not in counting.flop_registry:
+            counting.register_flop_formula(op)(formula)
+        for mode in _get_current_dispatch_mode_stack():
+            if isinstance(mode, counting._FlopCounterMode):  # copied the registry when it was made
+                mode.counter.flop_registry.setdefault(op, counting.flop_registry[op])
+
+
+register_flops()

@@ -122,7 +122,7 @@ sys.meta_path.insert(0, Watch())
 for name in names:
     __import__(name)
 for name, importer in tried:
-    if importer.split(".")[0] not in ("triton", "torch"):
+    if names == ["activesel"] or importer.split(".")[0] not in ("triton", "torch"):
         print(importer, "imports", name)
 import activesel  # what would be seen
 activesel.sample(torch.ones(8), 2, seed=0)
@@ -192,7 +192,7 @@ def test_what_is_patched_or_set_is_found(tmp_path):
 
 @pytest.mark.parametrize("names", NAMES)
 def test_kernels_are_not_imported(names):
-    """Triton neither, unless torch does so itself: its FLOP counter does from 2.13 on."""
+    """Triton neither, but where torch does so itself: its FLOP counter, which the ledger uses."""
     assert run(WATCH, names) == []
 
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operators as torch sees them: schema, fake shapes, FLOPs, dispatch."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -92,6 +95,24 @@ def test_flops_of_heads_are_those_of_their_products(backend):
     total, _ = flops(lambda: score(reference=tokens, targets=LABELS[:, None].repeat(1, T)))
     assert total == 2 * B * T * 2 * C
     assert flops(lambda: score(online=torch.randn(B, C), targets=LABELS))[0] == 0
+
+
+ORDER = """
+import torch, {first}
+import torch.utils.flop_counter
+counter = torch.utils.flop_counter.FlopCounterMode(display=False)
+import {second}
+head = activesel.Head(torch.ones(8, 4), torch.ones(3, 4))
+with counter:
+    activesel.select(online=head, targets=torch.zeros(8, dtype=torch.long), k=2)
+print(counter.get_total_flops())
+"""
+
+
+@pytest.mark.parametrize("order", [("activesel", "torch"), ("torch", "activesel")])
+def test_flops_are_counted_whoever_is_imported_first(order):
+    code = ORDER.format(first=order[0], second=order[1])
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == f"{2 * 8 * 4 * 3}\n"
 
 
 def test_flops_of_a_forward_are_counted_once(backend):
