@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from activesel import __version__ as VERSION
+
 ROOT = Path(__file__).parent.parent
 if not (ROOT / "setup.py").exists():
     pytest.skip("builds a checkout, which this is not", allow_module_level=True)
@@ -48,7 +50,7 @@ def made(tmp_path_factory):
     tree = copy(tmp_path_factory.mktemp("wheels") / "tree")
     (tree / "activesel" / "_C.stale.so").touch()  # an earlier build's
     (tree / "dist").mkdir()
-    (tree / "dist" / "activesel-0.1.0-cp39-cp39-linux_x86_64.whl").touch()
+    (tree / "dist" / f"activesel-{VERSION}-cp39-cp39-linux_x86_64.whl").touch()
     make = ("make", "--silent", "wheels", f"PYTHON={sys.executable}")
     return tree, run(*make, cwd=tree, PYTHONS=sys.executable)
 
@@ -56,7 +58,8 @@ def made(tmp_path_factory):
 @pytest.fixture(scope="module", params=KINDS)
 def wheel(request, made, tmp_path_factory):
     """Kind, path, and the folder that it is unpacked in."""
-    (path,) = made[0].glob("dist/*+cu*.whl" if request.param == "cuda" else "dist/*.0-*.whl")
+    local = "+cu*" if request.param == "cuda" else ""
+    (path,) = made[0].glob(f"dist/activesel-{VERSION}{local}-*.whl")
     folder = tmp_path_factory.mktemp(request.param)
     with zipfile.ZipFile(path) as packed:
         packed.extractall(folder)
@@ -76,10 +79,10 @@ def test_one_of_each_kind(made):
     local = [r"\+cu\d+"] if NVCC else []
     patterns = [
         *(
-            rf"activesel-0\.1\.0{part}-{tag}-{tag}-manylinux_2_\d+_\w+\.whl"
+            rf"activesel-{re.escape(VERSION)}{part}-{tag}-{tag}-manylinux_2_\d+_\w+\.whl"
             for part in [*local, ""]
         ),
-        r"activesel-0\.1\.0\.tar\.gz",
+        rf"activesel-{re.escape(VERSION)}\.tar\.gz",
     ]
     assert len(wheels) == len(patterns), wheels
     assert all(map(re.fullmatch, patterns, wheels)), wheels
@@ -97,7 +100,7 @@ def test_what_is_inside(wheel):
     metadata = (info / "METADATA").read_text().partition("\n\n")[0].splitlines()
     local = path.name.split("-")[1].partition("+")[2]
     assert bool(local) == (kind == "cuda")
-    assert f"Version: 0.1.0{local and '+' + local}" in metadata
+    assert f"Version: {VERSION}{local and '+' + local}" in metadata
     assert {"License-Expression: Apache-2.0", "Requires-Python: >=3.10"} < set(metadata)
     assert "Requires-Dist: torch>=2.9" in metadata
     (tag,) = re.findall(r"^Tag: (.+)$", (info / "WHEEL").read_text(), re.M)
@@ -175,7 +178,7 @@ def test_it_is_imported_without_a_driver(wheel):
         "print('libcuda' in open('/proc/self/maps').read(), _C.noise(0, 0, 0, 0, 0, 0, 1))"
     )
     said = run(sys.executable, "-c", code, folder / "activesel")
-    assert re.fullmatch(rf"0\.1\.0 {kind == 'cuda'} \w+\nFalse None\n", said)
+    assert re.fullmatch(rf"{re.escape(VERSION)} {kind == 'cuda'} \w+\nFalse None\n", said)
 
 
 @pytest.mark.slow
@@ -224,7 +227,7 @@ def test_pythons_that_get_no_wheel(case, tmp_path):
 
 def test_a_failing_build_leaves_dist_as_it_was(tmp_path):
     (tmp_path / "dist").mkdir()
-    (tmp_path / "dist" / "activesel-0.1.0-cp310-cp310-linux_x86_64.whl").write_text("older")
+    (tmp_path / "dist" / f"activesel-{VERSION}-cp310-cp310-linux_x86_64.whl").write_text("older")
     python = python_that(tmp_path, "cpython usual True 3 12", "echo no such luck; exit 7")
     tool = (sys.executable, ROOT / "tools" / "wheels.py", "--out", tmp_path / "dist", python)
     said = run(*tool, ok=False, ACTIVESEL_CUDA="off")
@@ -297,7 +300,7 @@ def nvcc_that(folder, text):
 def test_the_default_is_the_toolkit_s(tmp_path):
     for release, built in {"12.4": "80-real 90", "12.8": "80-real 90 100-real 120"}.items():
         old = nvcc_that(tmp_path, f"echo 'Cuda compilation tools, release {release}, V{release}.9'")
-        assert plan(CUDACXX=old) == f"0.1.0 {built}"
+        assert plan(CUDACXX=old) == f"{VERSION} {built}"
     unknown = "case $* in *90*) echo 'Unsupported gpu architecture';; *) echo release 11.4;; esac"
     answer = plan(ok=False, CUDACXX=nvcc_that(tmp_path, unknown))
     assert "the default asks for 90; nvcc 11.4 (" in answer and "set CUDAARCHS to some of" in answer
@@ -328,13 +331,14 @@ def test_an_nvcc_that_does_not_run_is_not_passed_over(mode, tmp_path):
 
 def test_no_nvcc_in_sight(tmp_path):
     nowhere = {"PATH": str(tmp_path), "CUDA_HOME": str(tmp_path)}
-    assert plan(**nowhere) == "0.1.0 no CUDA"
+    assert plan(**nowhere) == f"{VERSION} no CUDA"
     answer = plan(ok=False, ACTIVESEL_CUDA="on", **nowhere)
     assert answer.startswith("ACTIVESEL_CUDA=on needs nvcc: put it on PATH, set CUDA_HOME")
 
 
 def test_the_local_part_of_the_version():
-    assert plan(ACTIVESEL_CUDA="off", ACTIVESEL_LOCAL_VERSION="cu13.a") == "0.1.0+cu13.a no CUDA"
+    answer = plan(ACTIVESEL_CUDA="off", ACTIVESEL_LOCAL_VERSION="cu13.a")
+    assert answer == f"{VERSION}+cu13.a no CUDA"
     for wrong in ("cu 13", "+cu13", "cu13/..", "CU13"):
         answer = plan(ok=False, ACTIVESEL_LOCAL_VERSION=wrong)
         assert f"ACTIVESEL_LOCAL_VERSION must be like cu13 or cu13.site2, got {wrong!r}" in answer
