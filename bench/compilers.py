@@ -350,4 +350,4 @@ def compile_cuda(source: Path, arch: int, compiler: str) -> list[Compiled]:
 def demangle(name: str) -> str:
     """A kernel as `fold<128, float>`: no parameters, and no namespace."""
     plain = _run("c++filt", "--no-params", name).strip().removeprefix("void ")
-    return re.sub(r"activesel::(gpu::)?", "", plain)
+    return re.sub(r"activesel::(gpu::)?|\(anonymous namespace\)::", "", plain)
