@@ -55,7 +55,7 @@ def test_a_variable_that_cannot_be_heeded():
     [
         ("nurse", 2, "invalid choice: 'nurse'"),
         ("doctor --require torch", 2, "argument --require: invalid choice: 'torch'"),
-        ("doctor --help", 0, "python -m activesel doctor --require cuda --require triton"),
+        ("doctor --help", 0, "on every node of a cluster: python -m activesel doctor"),
     ],
 )
 def test_the_command_line(capsys, line, status, said):
