@@ -89,10 +89,10 @@ def time(work: Work, device: Device, programs: int, streams: bool) -> float:
     parts = [memory, *units.values()]
     waits = work.starts * device.start
     if streams:
-        busy = max(memory, max(parts[1:]) + (sum(parts[1:]) - max(parts[1:])) / programs)
+        busy = max(memory, max(parts[1:]) + (math.fsum(parts[1:]) - max(parts[1:])) / programs)
     else:
-        busy = max(parts) + (sum(parts) - max(parts)) / programs
-    return max(busy + waits / programs, sum(parts[1:]) / programs + waits)
+        busy = max(parts) + (math.fsum(parts) - max(parts)) / programs
+    return max(busy + waits / programs, math.fsum(parts[1:]) / programs + waits)
 
 
 # -------------------------------------------------------------------------- phases, of one side
@@ -240,8 +240,8 @@ def one_launch(
         "scratch_missed": missed,
         "computed_per_needed": work.flops / needed(s, images, sides),
         "full_overlap": max(units.values()),
-        "no_overlap": sum(units.values()) + work.starts * device.start,
-        "seconds": sum(times.values()) + found + device.launch,
+        "no_overlap": math.fsum(units.values()) + work.starts * device.start,
+        "seconds": math.fsum(times.values()) + found + device.launch,
     }
 
 
@@ -283,7 +283,7 @@ def blocks(
         "units": units,
         "computed_per_needed": work.flops / needed(s, images, sides),
         "full_overlap": max(units.values()),
-        "seconds": sum(times.values()) + launches * device.launch,
+        "seconds": math.fsum(times.values()) + launches * device.launch,
     }
 
 

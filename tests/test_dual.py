@@ -144,14 +144,14 @@ def test_training_at_two_patch_sizes_learns_at_both(size, loss):
     model = small(size, patch=16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     losses = []
-    for step in range(60):
+    for step in range(80):
         rows = torch.randint(2000, (64,))
         value = contrastive_loss(model.at((16, 32)[step % 2])(images[rows], tokens[rows]), loss)
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
         losses.append(value.item())
-    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+    assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
     for patch in (16, 32):
         with torch.no_grad():
             out = model.at(patch)(*held)
